@@ -1,0 +1,20 @@
+"""Data sets, their preprocessing and their loaders.
+Nothing here downloads; what a network computes on the images lives in evaluation/.
+"""
+
+from pytorch_quantizer.data.dataset import CorruptImageError, ImageDataset
+from pytorch_quantizer.data.loaders import ImageLoader, calibration_loader, make_loader
+from pytorch_quantizer.data.preprocessing import Preprocessing
+from pytorch_quantizer.data.registry import DATASETS, has_split, load_dataset
+
+__all__ = [
+    "DATASETS",
+    "CorruptImageError",
+    "ImageDataset",
+    "ImageLoader",
+    "Preprocessing",
+    "calibration_loader",
+    "has_split",
+    "load_dataset",
+    "make_loader",
+]

@@ -1,0 +1,51 @@
+"""The data sets by name: one literal, and the two functions that look a name up in it.
+What a data set is lives in its own file.
+"""
+
+from pathlib import Path
+from types import ModuleType
+
+from pytorch_quantizer.data import cifar10, digits
+from pytorch_quantizer.data.dataset import ImageDataset
+from pytorch_quantizer.data.preprocessing import Preprocessing
+from pytorch_quantizer.errors import InputError
+
+DATASETS: dict[str, ModuleType] = {"digits": digits, "cifar10": cifar10}
+SPLITS = ("train", "test")
+
+
+def load_dataset(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    split: str = "test",
+    preprocessing: Preprocessing | None = None,
+    skip_corrupt: bool = False,
+) -> ImageDataset:
+    """Load a data set by its name in DATASETS; `root` is the folder it lies in, `split` "train" or "test".
+
+    `preprocessing` None: the data set's own. `skip_corrupt`: loaders pass over image files that can't be decoded and
+    list them in `.skipped`, instead of raising. Raises InputError for an unknown name, split or layout.
+    """
+    dataset: ImageDataset = _module(name, split).load(
+        _expand(root), split=split, preprocessing=preprocessing, skip_corrupt=skip_corrupt
+    )
+    return dataset
+
+
+def has_split(name: str, root: str | Path | None, split: str) -> bool:
+    """Whether `load_dataset` would find that split."""
+    found: bool = _module(name, split).has_split(_expand(root), split)
+    return found
+
+
+def _module(name: str, split: str) -> ModuleType:
+    if name not in DATASETS:
+        raise InputError(f"unknown data set {name!r}: choose one of {', '.join(DATASETS)}")
+    if split not in SPLITS:
+        raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    return DATASETS[name]
+
+
+def _expand(root: str | Path | None) -> Path | None:
+    return None if root is None else Path(root).expanduser()
