@@ -1,0 +1,74 @@
+// What every op of the uniform quantizer is given besides its tensors, and the dispatch from values to templates.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <array>
+#include <cstdint>
+
+#include "quantize.h"
+
+namespace pq {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+struct GridArguments {
+  const Tensor& scale;
+  const Tensor& zero_point;
+  float qmin, qmax;
+  int64_t axis;  // -1: per tensor
+  Rounding rounding;
+  Random random;  // counter of the first element
+
+  bool stochastic() const { return rounding == Rounding::stochastic; }
+};
+
+inline GridArguments grid_arguments(const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
+                                    int64_t axis, int64_t rounding, int64_t seed, int64_t offset) {
+  return {scale,
+          zero_point,
+          static_cast<float>(qmin),
+          static_cast<float>(qmax),
+          axis,
+          static_cast<Rounding>(rounding),
+          {static_cast<uint64_t>(seed), static_cast<uint64_t>(offset)}};
+}
+
+// What ops.py has checked, for those who call the raw ops: a wrong shape or type must not read foreign memory.
+inline void check_grid(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t axis) {
+  STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
+  const int64_t channels = axis < 0 ? 1 : x.size(axis);
+  for (const Tensor* parameter : {&scale, &zero_point}) {
+    STD_TORCH_CHECK(parameter->numel() == channels, "scale and zero_point must have one element a channel");
+    STD_TORCH_CHECK(parameter->device() == x.device(), "scale and zero_point must be on the tensor's device");
+  }
+  STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float, "scale must be float32");
+  STD_TORCH_CHECK(zero_point.scalar_type() == ScalarType::Int, "zero_point must be int32");
+}
+
+inline void check_like(const Tensor& x, const Tensor& other, const char* name) {
+  bool same = x.dim() == other.dim() && x.scalar_type() == other.scalar_type() && x.device() == other.device();
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == other.size(d);
+  STD_TORCH_CHECK(same, name, " must have the input's shape, dtype and device");
+}
+
+// aten::empty_like with a dtype, which the stable header's own version leaves out; keeps the memory format.
+inline Tensor empty_like(const Tensor& x, ScalarType dtype) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 6> stack{from(x),
+                                    from(std::optional<ScalarType>(dtype)),
+                                    from(std::nullopt),
+                                    from(std::nullopt),
+                                    from(std::nullopt),
+                                    from(std::nullopt)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::empty_like", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+inline int64_t parameter_stride(const Tensor& parameter) { return parameter.dim() ? parameter.stride(0) : 0; }
+
+}  // namespace pq

@@ -1,0 +1,36 @@
+// Includes the file PQ_LOOPS once an instruction set, each time in a namespace of that name. No FMA anywhere.
+// Only what is written in PQ_LOOPS is compiled so: headers come before, or their inline functions would leak upwards.
+namespace pq::baseline {
+#include PQ_LOOPS
+}
+
+#if defined(PQ_X86)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2")
+#endif
+namespace pq::avx2 {
+#include PQ_LOOPS
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#else
+#pragma GCC pop_options
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#endif
+namespace pq::avx512 {
+#include PQ_LOOPS
+}
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+#endif  // PQ_X86
+#undef PQ_LOOPS

@@ -1,0 +1,44 @@
+// Finds the instruction set, and tells Python.
+#include "isa.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+namespace pq {
+
+namespace {
+
+Isa best_isa() {
+#if defined(PQ_X86)
+  __builtin_cpu_init();
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+      __builtin_cpu_supports("avx512vl")) {
+    return Isa::avx512;
+  }
+  if (__builtin_cpu_supports("avx2")) return Isa::avx2;
+#endif
+  return Isa::baseline;
+}
+
+std::string cpu_capability() { return pick<const char*>("avx512", "avx2", "baseline"); }
+
+}  // namespace
+
+Isa isa() {
+  static const Isa best = best_isa();
+  const char* wanted = std::getenv("PQ_CPU_CAPABILITY");
+  if (!wanted) return best;
+  const Isa limit = !std::strcmp(wanted, "baseline") ? Isa::baseline
+                    : !std::strcmp(wanted, "avx2")   ? Isa::avx2
+                                                     : Isa::avx512;
+  return limit < best ? limit : best;
+}
+
+}  // namespace pq
+
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&pq::cpu_capability));
+}

@@ -1,0 +1,13 @@
+// Codes of a row, as float32 integers, and back. Included once an instruction set by each_isa.h.
+
+template <Rounding R, class Grids>
+void quantize_row(const float* x, float* q, int64_t n, Grids grids, Randoms randoms) {
+  PQ_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) q[i] = code<R>(x[i], grids.at(i), randoms.at(i));
+}
+
+template <class Grids>
+void dequantize_row(const float* q, float* y, int64_t n, Grids grids) {
+  PQ_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) y[i] = dequantize(q[i], grids.at(i));
+}

@@ -1,0 +1,144 @@
+// Conversions of rows, the streaming store, and the channels' grids: what all elementwise CPU ops share.
+#include "rows.h"
+
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <bit>
+#include <cstring>
+
+#include "isa.h"
+
+#if defined(PQ_X86)
+#include <emmintrin.h>
+#endif
+
+namespace pq {
+
+namespace {
+
+struct HalfBits {
+  uint16_t bits;
+};
+struct BFloat16Bits {
+  uint16_t bits;
+};
+
+PQ_INLINE float select(bool condition, float yes, float no) { return condition ? yes : no; }
+
+template <class T>
+PQ_INLINE float to_float(T code) {
+  return static_cast<float>(code);
+}
+PQ_INLINE float to_float(float x) { return x; }
+PQ_INLINE float to_float(BFloat16Bits x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+PQ_INLINE float to_float(HalfBits x) {
+  // Exact: normal numbers get 112 more in the exponent (inf and NaN twice), subnormal ones come out of a subtraction.
+  const uint32_t magnitude = x.bits & 0x7FFFu, sign = (x.bits & 0x8000u) << 16;
+  const float normal = std::bit_cast<float>((magnitude << 13) + (0xE0u << 23)) * 0x1p-112f;
+  const float subnormal = std::bit_cast<float>(magnitude | (126u << 23)) - 0.5f;
+  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(select(magnitude < 0x0400u, subnormal, normal)));
+}
+
+template <class T>
+PQ_INLINE T from_float(float x) {
+  return static_cast<T>(static_cast<int32_t>(x));  // a code: an integer that T holds
+}
+template <>
+PQ_INLINE float from_float(float x) {
+  return x;
+}
+template <>
+PQ_INLINE BFloat16Bits from_float(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  const uint32_t rounded = (bits + 0x7FFFu + ((bits >> 16) & 1u)) >> 16;
+  return {static_cast<uint16_t>(x != x ? 0x7FC0u : rounded)};
+}
+template <>
+PQ_INLINE HalfBits from_float(float x) {
+  // Half to even by the adder: 2^112 pushes what overflows to inf, 2^-110 brings the rest back, and adding a power of
+  // two that leaves 11 bits (fewer for subnormal halves) rounds.
+  const uint32_t bits = std::bit_cast<uint32_t>(x), twice = bits + bits, sign = (bits >> 16) & 0x8000u;
+  const float magnitude = std::bit_cast<float>(bits & 0x7FFFFFFFu);
+  const float scaled = (magnitude * 0x1p+112f) * 0x1p-110f;
+  const uint32_t exponent = twice & 0xFF000000u;
+  const uint32_t bias = exponent < 0x71000000u ? 0x71000000u : exponent;
+  const uint32_t sum = std::bit_cast<uint32_t>(std::bit_cast<float>((bias >> 1) + 0x07800000u) + scaled);
+  const uint32_t rounded = ((sum >> 13) & 0x00007C00u) + (sum & 0x00000FFFu);
+  return {static_cast<uint16_t>(sign | (twice > 0xFF000000u ? 0x7E00u : rounded))};
+}
+
+}  // namespace
+
+}  // namespace pq
+
+#define PQ_LOOPS "rows.loops.h"
+#include "each_isa.h"
+
+namespace pq {
+
+namespace {
+
+Source::Convert loader(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return PQ_PICK(load_row<float>);
+    case ScalarType::Half: return PQ_PICK(load_row<HalfBits>);
+    case ScalarType::BFloat16: return PQ_PICK(load_row<BFloat16Bits>);
+    case ScalarType::Byte: return PQ_PICK(load_row<uint8_t>);
+    case ScalarType::Char: return PQ_PICK(load_row<int8_t>);
+    case ScalarType::Short: return PQ_PICK(load_row<int16_t>);
+    case ScalarType::Int: return PQ_PICK(load_row<int32_t>);
+    default: STD_TORCH_CHECK(false, "pytorch_quantizer can't read this dtype");
+  }
+}
+
+Sink::Convert storer(ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return PQ_PICK(store_row<float>);
+    case ScalarType::Half: return PQ_PICK(store_row<HalfBits>);
+    case ScalarType::BFloat16: return PQ_PICK(store_row<BFloat16Bits>);
+    case ScalarType::Byte: return PQ_PICK(store_row<uint8_t>);
+    case ScalarType::Char: return PQ_PICK(store_row<int8_t>);
+    case ScalarType::Short: return PQ_PICK(store_row<int16_t>);
+    case ScalarType::Int: return PQ_PICK(store_row<int32_t>);
+    default: STD_TORCH_CHECK(false, "pytorch_quantizer can't write this dtype");
+  }
+}
+
+int64_t inner_stride(const Layout& layout, Track track) {
+  return layout.dims ? layout.stride[track][layout.dims - 1] : 1;
+}
+
+}  // namespace
+
+Source make_source(const Tensor& x, const Layout& layout, Track track) {
+  const int64_t stride = inner_stride(layout, track);
+  const bool direct = x.scalar_type() == ScalarType::Float && stride == 1;
+  return {static_cast<const char*>(x.const_data_ptr()), stride, static_cast<int64_t>(x.element_size()),
+          direct ? nullptr : loader(x.scalar_type())};
+}
+
+Sink make_sink(const Tensor& y, const Layout& layout) {
+  const int64_t stride = inner_stride(layout, kOutput);
+  const bool direct = y.scalar_type() == ScalarType::Float && stride == 1;
+  return {static_cast<char*>(y.mutable_data_ptr()), stride, static_cast<int64_t>(y.element_size()),
+          direct ? nullptr : storer(y.scalar_type())};
+}
+
+ChannelGrids::ChannelGrids(const GridArguments& arguments, const Layout& layout)
+    : qmin_(arguments.qmin), qmax_(arguments.qmax), period_(layout.period) {
+  const float* scale = static_cast<const float*>(arguments.scale.const_data_ptr());
+  const int32_t* zero_point = static_cast<const int32_t*>(arguments.zero_point.const_data_ptr());
+  const int64_t scale_stride = parameter_stride(arguments.scale);
+  const int64_t zero_stride = parameter_stride(arguments.zero_point);
+  const int64_t channels = arguments.scale.numel();
+  const int64_t entries = period_ ? period_ + std::min(kRow, layout.numel) : channels;
+  scale_.resize(entries);
+  zero_point_.resize(entries);
+  for (int64_t i = 0, c = 0; i < entries; ++i, c = c + 1 == channels ? 0 : c + 1) {
+    scale_[i] = valid_scale(scale[c * scale_stride]);
+    zero_point_[i] = static_cast<float>(zero_point[c * zero_stride]);
+  }
+}
+
+}  // namespace pq

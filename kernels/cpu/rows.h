@@ -1,0 +1,133 @@
+// The CPU driver of elementwise ops: cuts a loop nest into rows, brings a row into float32 and takes it back.
+// What happens to a row in between is a loop of the op's own file.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <vector>
+
+#include "../arguments.h"
+#include "../layout.h"
+
+namespace pq {
+
+constexpr int64_t kRow = 2048;           // elements: two float32 rows fit in a first-level cache
+constexpr int64_t kRowsPerThread = 16;   // less work than this isn't worth a second thread
+
+// A row: `n` elements from `position` on, the `inner`-th and following of the innermost dimension.
+struct Row {
+  Position position;
+  int64_t inner, n;
+};
+
+template <class Body>
+void walk_rows(const Layout& layout, int64_t begin, int64_t end, const Body& body) {
+  const int last = layout.dims - 1;
+  while (begin < end) {
+    Row row;
+    row.position = locate(layout, begin, row.inner);
+    const int64_t size = layout.dims ? layout.size[last] : 1;
+    row.n = std::min({size - row.inner, end - begin, kRow});
+    body(row);
+    begin += row.n;
+  }
+}
+
+// body(row) for all rows of the nest, over torch's threads. Rows are independent: their order is no promise.
+template <class Body>
+void for_each_row(const Layout& layout, const Body& body) {
+  const int64_t rows = (layout.numel + kRow - 1) / kRow;
+  torch::stable::parallel_for(0, rows, kRowsPerThread, [&](int64_t begin, int64_t end) {
+    walk_rows(layout, begin * kRow, std::min(end * kRow, layout.numel), body);
+  });
+}
+
+// How a row of some dtype and stride comes into float32: `load` returns where it is, which may be `buffer`.
+struct Source {
+  using Convert = void (*)(const char* from, int64_t stride, float* to, int64_t n);
+  const char* data;
+  int64_t stride, bytes;
+  Convert convert;  // null: float32 in sequence, read where it lies
+
+  const float* load(int64_t offset, int64_t n, float* buffer) const {
+    const char* from = data + offset * bytes;
+    if (!convert) return reinterpret_cast<const float*>(from);
+    convert(from, stride, buffer, n);
+    return buffer;
+  }
+};
+
+// How a float32 row gets to where it belongs. `target` is what the op writes to; `store` then takes it there.
+struct Sink {
+  using Convert = void (*)(const float* from, char* to, int64_t stride, int64_t n);
+  char* data;
+  int64_t stride, bytes;
+  Convert convert;  // null: float32 in sequence, written in place
+
+  float* target(int64_t offset, float* buffer) const {
+    return convert ? buffer : reinterpret_cast<float*>(data + offset * bytes);
+  }
+  void store(int64_t offset, const float* from, int64_t n) const {
+    if (convert) convert(from, data + offset * bytes, stride, n);
+  }
+};
+
+Source make_source(const Tensor& x, const Layout& layout, Track track);
+Sink make_sink(const Tensor& y, const Layout& layout);
+
+// What a loop asks for its i-th element: the grid, one for the row or one an element, and the random number's counter.
+struct OneGrid {
+  Grid grid;
+  PQ_INLINE Grid at(int64_t) const { return grid; }
+};
+struct GridEach {
+  const float *scale, *zero_point;
+  float qmin, qmax;
+  PQ_INLINE Grid at(int64_t i) const { return {scale[i], zero_point[i], qmin, qmax}; }
+};
+struct Randoms {
+  uint64_t seed, first, step;
+  PQ_INLINE Random at(int64_t i) const { return {seed, first + static_cast<uint64_t>(i) * step}; }
+};
+
+// Scales and zero points as the loops read them: checked, float32, and repeated where channels are innermost so that
+// a row may start at any of them.
+class ChannelGrids {
+ public:
+  ChannelGrids(const GridArguments& arguments, const Layout& layout);
+
+  bool vary_in_row() const { return period_ > 0; }
+  OneGrid one(const Row& row) const {
+    const int64_t c = row.position.offset[kChannel];
+    return {{scale_[c], zero_point_[c], qmin_, qmax_}};
+  }
+  GridEach each(const Row& row) const {
+    const int64_t c = row.inner % period_;
+    return {scale_.data() + c, zero_point_.data() + c, qmin_, qmax_};
+  }
+
+ private:
+  std::vector<float> scale_, zero_point_;
+  float qmin_, qmax_;
+  int64_t period_;
+};
+
+inline Randoms randoms(const GridArguments& arguments, const Layout& layout, const Row& row) {
+  const int64_t step = layout.dims ? layout.stride[kLogical][layout.dims - 1] : 0;
+  const uint64_t first = arguments.random.counter + static_cast<uint64_t>(row.position.offset[kLogical]);
+  return {arguments.random.seed, first, static_cast<uint64_t>(step)};
+}
+
+// visit.operator()<R>() with the rounding as a template argument.
+template <class Visit>
+void with_rounding(Rounding rounding, const Visit& visit) {
+  switch (rounding) {
+    case Rounding::half_even: return visit.template operator()<Rounding::half_even>();
+    case Rounding::half_away: return visit.template operator()<Rounding::half_away>();
+    case Rounding::stochastic: return visit.template operator()<Rounding::stochastic>();
+  }
+  STD_TORCH_CHECK(false, "rounding must be 0, 1 or 2");
+}
+
+}  // namespace pq

@@ -1,0 +1,17 @@
+// The schemas of all ops, nothing else. Loading the shared library registers them; Python needs no module object.
+// axis -1: per tensor. rounding: 0 half to even, 1 half away from zero, 2 stochastic (quantize.h's Rounding).
+// pytorch_quantizer/backend.py repeats them for where nothing is built; a test compares the two.
+#include <torch/csrc/stable/library.h>
+
+#define PQ_GRID "Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, int rounding, SymInt seed, SymInt offset"
+
+STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
+  m.def("fake_quantize(Tensor x, " PQ_GRID ") -> Tensor");
+  m.def("fake_quantize_(Tensor(a!) x, " PQ_GRID ") -> ()");
+  m.def("fake_quantize_out(Tensor x, " PQ_GRID ", Tensor(a!) out) -> ()");
+  m.def("fake_quantize_backward(Tensor grad, Tensor x, " PQ_GRID ") -> Tensor");
+  m.def("quantize(Tensor x, " PQ_GRID ", ScalarType dtype) -> Tensor");
+  m.def("dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor");
+  m.def("tensor_statistics(Tensor x, int axis) -> Tensor");
+  m.def("cpu_capability() -> str");
+}
