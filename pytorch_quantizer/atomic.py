@@ -22,6 +22,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = _temporary_beside(path)
     try:
         yield temporary
+        _take_default_mode(temporary)
         _sync(temporary)
         temporary.replace(path)
         _sync(path.parent)
@@ -35,6 +36,11 @@ def write_atomically(path: str | Path, data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def require_writable(path: str | Path) -> None:
+    """Raise InputError now where atomic_path would raise it after hours of work."""
+    _temporary_beside(Path(path)).unlink()
+
+
 def _temporary_beside(path: Path) -> Path:
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the path of a file")
@@ -44,12 +50,11 @@ def _temporary_beside(path: Path) -> Path:
     except OSError as error:
         raise InputError(f"can't write {path}: {error.strerror or error}; choose another output folder") from error
     os.close(handle)
-    _take_default_mode(Path(name))
     return Path(name)
 
 
 def _take_default_mode(path: Path) -> None:
-    """Make a result as readable as any other new file: mkstemp lets only its owner in."""
+    """Make a result as readable as any other new file: mkstemp, and safetensors, let only the owner in."""
     mask = os.umask(0)
     os.umask(mask)
     path.chmod(0o666 & ~mask)

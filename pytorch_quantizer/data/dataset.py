@@ -119,7 +119,7 @@ class FileDataset(ImageDataset):
         return len(self.files)
 
     def __getitem__(self, index: int) -> Sample:
-        """Decode one file; raise CorruptImageError if that can't be done (with `skip_corrupt`, loaders pass over it)."""
+        """Decode one file; raise CorruptImageError where that fails (with `skip_corrupt`, loaders pass over it)."""
         path, label = self.files[index]
         try:
             image = pil_loader(path)

@@ -5,12 +5,18 @@ What a data set is lives in its own file.
 from pathlib import Path
 from types import ModuleType
 
-from pytorch_quantizer.data import cifar10, digits
+from pytorch_quantizer.data import cifar10, digits, folder, imagenet, mnist
 from pytorch_quantizer.data.dataset import ImageDataset
 from pytorch_quantizer.data.preprocessing import Preprocessing
 from pytorch_quantizer.errors import InputError
 
-DATASETS: dict[str, ModuleType] = {"digits": digits, "cifar10": cifar10}
+DATASETS: dict[str, ModuleType] = {
+    "digits": digits,
+    "mnist": mnist,
+    "cifar10": cifar10,
+    "imagenet": imagenet,
+    "folder": folder,
+}
 SPLITS = ("train", "test")
 
 
