@@ -1,0 +1,185 @@
+// tensor_statistics on the CPU. The tensor is cut into chunks by its shape alone, never by the number of threads; a
+// chunk's sums go into fixed lanes, the chunks' sums are added in a tree: the same bits on any machine of any size.
+#include "../statistics.h"
+
+#include <torch/csrc/stable/library.h>
+
+#include <cstring>
+
+#include "isa.h"
+#include "rows.h"
+
+namespace pq {
+
+namespace {
+
+constexpr int kLanes = 8;
+using FloatLanes = float __attribute__((vector_size(kLanes * sizeof(float))));
+using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
+using DoubleLanes = double __attribute__((vector_size(kLanes * sizeof(double))));
+
+}  // namespace
+
+}  // namespace pq
+
+#define PQ_LOOPS "statistics.loops.h"
+#include "each_isa.h"
+
+namespace pq {
+
+namespace {
+
+constexpr int64_t kChunk = kRow;        // elements of one channel
+constexpr int64_t kChunkOfRows = 256;   // rows of channels, where channels are innermost
+
+// The two ways through a tensor. Channel by channel: `layout` walks one channel's elements. Channels innermost and the
+// tensor dense: rows of all channels, which reads memory in order.
+struct Walk {
+  Layout layout;
+  Source source;
+  bool rows;
+  int64_t channels, channel_stride, per_channel, chunks;
+};
+
+Walk make_walk(const Tensor& x, int64_t axis) {
+  Walk walk;
+  walk.channels = axis < 0 ? 1 : x.size(axis);
+  walk.channel_stride = axis < 0 ? 0 : x.stride(axis);
+  walk.per_channel = walk.channels ? x.numel() / walk.channels : 0;
+  walk.layout = make_layout(x, nullptr, nullptr, axis, false);
+  walk.rows = walk.layout.period > 0 && walk.layout.dims == 1 && walk.layout.stride[kInput][0] == 1;
+  if (!walk.rows) walk.layout = make_layout(x, nullptr, nullptr, axis, false, /*skip_axis=*/true);
+  walk.source = make_source(x, walk.layout, kInput);
+  const int64_t chunk = walk.rows ? kChunkOfRows : kChunk;
+  walk.chunks = (walk.per_channel + chunk - 1) / chunk;
+  return walk;
+}
+
+// A channel's elements [begin, end) in a row: where they lie, or gathered in `buffer`.
+const float* gather(const Walk& walk, int64_t channel, int64_t begin, int64_t end, float* buffer) {
+  const int64_t base = channel * walk.channel_stride;
+  const float* direct = nullptr;
+  int64_t done = 0;
+  walk_rows(walk.layout, begin, end, [&](const Row& row) {
+    const float* from = walk.source.load(base + row.position.offset[kInput], row.n, buffer + done);
+    if (row.n == end - begin) {
+      direct = from;
+    } else if (from != buffer + done) {
+      std::memcpy(buffer + done, from, row.n * sizeof(float));
+    }
+    done += row.n;
+  });
+  return direct ? direct : buffer;
+}
+
+// body(channel, chunk, elements, n) for each chunk of each channel, over torch's threads.
+template <class Body>
+void for_each_chunk(const Walk& walk, const Body& body) {
+  const int64_t work = std::max<int64_t>(1, std::min(kChunk, walk.per_channel));
+  const int64_t grain = std::max<int64_t>(1, kRowsPerThread * kRow / work);
+  torch::stable::parallel_for(0, walk.channels * walk.chunks, grain, [&](int64_t first, int64_t last) {
+    alignas(64) float buffer[kChunk];
+    for (int64_t unit = first; unit < last; ++unit) {
+      const int64_t channel = unit / walk.chunks, chunk = unit % walk.chunks;
+      const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, walk.per_channel);
+      body(channel, chunk, gather(walk, channel, begin, end, buffer), end - begin);
+    }
+  });
+}
+
+// body(chunk, channel, elements, n): neighbouring channels of one row after the other, a chunk of rows a task.
+template <class Body>
+void for_each_row_of_channels(const Walk& walk, const Body& body) {
+  const int64_t grain = std::max<int64_t>(1, kRowsPerThread * kRow / (kChunkOfRows * walk.channels));
+  torch::stable::parallel_for(0, walk.chunks, grain, [&](int64_t first, int64_t last) {
+    alignas(64) float buffer[kRow];
+    for (int64_t row = first * kChunkOfRows; row < std::min(last * kChunkOfRows, walk.per_channel); ++row) {
+      for (int64_t c = 0; c < walk.channels; c += kRow) {
+        const int64_t n = std::min(kRow, walk.channels - c);
+        body(row / kChunkOfRows, c, walk.source.load(row * walk.channels + c, n, buffer), n);
+      }
+    }
+  });
+}
+
+// Partial sums, [chunks, rows, channels]; `add(into, from)` joins two chunks. Chunk 0 ends with the total: a tree, so
+// that the error grows with the logarithm of the number of chunks.
+template <class Add>
+void add_chunks(std::vector<double>& partial, int64_t chunks, int64_t chunk_size, const Add& add) {
+  for (int64_t step = 1; step < chunks; step *= 2) {
+    for (int64_t i = 0; i + step < chunks; i += 2 * step) {
+      add(partial.data() + i * chunk_size, partial.data() + (i + step) * chunk_size);
+    }
+  }
+}
+
+void read_first(const Walk& walk, double* out) {
+  const int64_t channels = walk.channels, size = kFirst * channels;
+  std::vector<double> partial(std::max<int64_t>(1, walk.chunks) * size);
+  for (int64_t chunk = 0; chunk < std::max<int64_t>(1, walk.chunks); ++chunk) {
+    for (int64_t c = 0; c < channels; ++c) First().write(partial.data() + chunk * size + c, channels);
+  }
+  if (walk.rows) {
+    const auto add = PQ_PICK(first_channels);
+    for_each_row_of_channels(walk, [&](int64_t chunk, int64_t c, const float* x, int64_t n) {
+      add(x, n, partial.data() + chunk * size + c, channels);
+    });
+  } else {
+    const auto sum = PQ_PICK(first_chunk);
+    for_each_chunk(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
+      sum(x, n, partial.data() + chunk * size + c, channels);
+    });
+  }
+  add_chunks(partial, walk.chunks, size, [&](double* into, const double* from) {
+    for (int64_t c = 0; c < channels; ++c) {
+      First total = First::read(into + c, channels);
+      total.add(First::read(from + c, channels));
+      total.write(into + c, channels);
+    }
+  });
+  for (int64_t c = 0; c < channels; ++c) {
+    First::read(partial.data() + c, channels).finish(static_cast<double>(walk.per_channel), out + c, channels);
+  }
+}
+
+void read_second(const Walk& walk, double* out) {
+  const int64_t channels = walk.channels, size = kSecond * channels;
+  const double* mean = out + kMeanOut * channels;
+  std::vector<double> partial(std::max<int64_t>(1, walk.chunks) * size);
+  if (walk.rows) {
+    const auto add = PQ_PICK(second_channels);
+    for_each_row_of_channels(walk, [&](int64_t chunk, int64_t c, const float* x, int64_t n) {
+      add(x, n, mean + c, partial.data() + chunk * size + c, channels);
+    });
+  } else {
+    const auto sum = PQ_PICK(second_chunk);
+    for_each_chunk(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
+      sum(x, n, mean[c], partial.data() + chunk * size + c, channels);
+    });
+  }
+  add_chunks(partial, walk.chunks, size, [&](double* into, const double* from) {
+    for (int64_t i = 0; i < size; ++i) into[i] += from[i];
+  });
+  for (int64_t c = 0; c < channels; ++c) {
+    finish_second(partial[c], partial[channels + c], static_cast<double>(walk.per_channel), out + c, channels);
+  }
+}
+
+Tensor tensor_statistics(const Tensor& x, int64_t axis) {
+  STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
+  const Walk walk = make_walk(x, axis);
+  const int64_t shape[] = {kStatistics, walk.channels};
+  Tensor out = torch::stable::new_empty(x, {shape, axis < 0 ? 1u : 2u}, ScalarType::Double);
+  double* data = static_cast<double*>(out.mutable_data_ptr());
+  read_first(walk, data);
+  read_second(walk, data);
+  return out;
+}
+
+}  // namespace
+
+}  // namespace pq
+
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
+  m.impl("tensor_statistics", TORCH_BOX(&pq::tensor_statistics));
+}
