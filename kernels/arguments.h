@@ -69,6 +69,17 @@ inline Tensor empty_like(const Tensor& x, ScalarType dtype) {
   return torch::stable::detail::to<Tensor>(stack[0]);
 }
 
+// visit.operator()<R>() with the rounding as a template argument.
+template <class Visit>
+void with_rounding(Rounding rounding, const Visit& visit) {
+  switch (rounding) {
+    case Rounding::half_even: return visit.template operator()<Rounding::half_even>();
+    case Rounding::half_away: return visit.template operator()<Rounding::half_away>();
+    case Rounding::stochastic: return visit.template operator()<Rounding::stochastic>();
+  }
+  STD_TORCH_CHECK(false, "rounding must be 0, 1 or 2");
+}
+
 inline int64_t parameter_stride(const Tensor& parameter) { return parameter.dim() ? parameter.stride(0) : 0; }
 
 }  // namespace pq

@@ -32,9 +32,9 @@ PQ_INLINE float valid_scale(float scale) { return scale > 0.0f && scale <= FLT_M
 PQ_INLINE uint32_t philox(Random random) {
   uint32_t a = static_cast<uint32_t>(random.counter), b = static_cast<uint32_t>(random.counter >> 32), c = 0, d = 0;
   uint32_t key_a = static_cast<uint32_t>(random.seed), key_b = static_cast<uint32_t>(random.seed >> 32);
-#if defined(__CUDACC__)
+#if defined(__CUDA_ARCH__)
 #pragma unroll
-#elif defined(__GNUC__) && !defined(__clang__)
+#elif defined(__GNUC__) && !defined(__clang__) && !defined(__CUDACC__)
 #pragma GCC unroll 10
 #endif
   for (int round = 0; round < 10; ++round) {
@@ -50,7 +50,9 @@ PQ_INLINE uint32_t philox(Random random) {
 }
 
 // Uniform in [0, 1): the upper 24 bits, because float32 holds no more and the product with 2^-24 is exact.
-PQ_INLINE float uniform24(Random random) { return static_cast<float>(static_cast<int32_t>(philox(random) >> 8)) * 0x1p-24f; }
+PQ_INLINE float uniform24(Random random) {
+  return static_cast<float>(static_cast<int32_t>(philox(random) >> 8)) * 0x1p-24f;
+}
 
 template <Rounding R>
 PQ_INLINE float round_to_integer(float v, Random random) {

@@ -3,7 +3,8 @@
 // pytorch_quantizer/backend.py repeats them for where nothing is built; a test compares the two.
 #include <torch/csrc/stable/library.h>
 
-#define PQ_GRID "Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, int rounding, SymInt seed, SymInt offset"
+#define PQ_GRID \
+  "Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, int rounding, SymInt seed, SymInt offset"
 
 STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
   m.def("fake_quantize(Tensor x, " PQ_GRID ") -> Tensor");

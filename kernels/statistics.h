@@ -9,8 +9,16 @@ namespace pq {
 enum FirstRow { kSum, kPositiveSum, kPositiveSquare, kPositiveCount, kLow, kHigh, kFirst };
 enum SecondRow { kAbsolute, kSquare, kSecond };
 enum StatisticsRow {
-  kCountOut, kMinOut, kMaxOut, kMeanOut, kAbsDevOut, kVarianceOut, kPositiveCountOut, kPositiveMeanOut,
-  kPositiveMeanSquareOut, kStatistics
+  kCountOut,
+  kMinOut,
+  kMaxOut,
+  kMeanOut,
+  kAbsDevOut,
+  kVarianceOut,
+  kPositiveCountOut,
+  kPositiveMeanOut,
+  kPositiveMeanSquareOut,
+  kStatistics
 };
 
 // NaN wins.
@@ -25,8 +33,8 @@ struct First {
     return {v, kept, kept * kept, x > 0.0f ? 1.0 : 0.0, v, v};
   }
   static PQ_INLINE First read(const double* from, int64_t step) {
-    return {from[kSum * step], from[kPositiveSum * step], from[kPositiveSquare * step], from[kPositiveCount * step],
-            from[kLow * step], from[kHigh * step]};
+    return {from[kSum * step],           from[kPositiveSum * step], from[kPositiveSquare * step],
+            from[kPositiveCount * step], from[kLow * step],         from[kHigh * step]};
   }
   PQ_INLINE void add(const First& other) {
     sum += other.sum;

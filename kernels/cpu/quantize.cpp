@@ -29,8 +29,8 @@ void quantize_rows(const Tensor& x, const GridArguments& arguments, const Tensor
 }
 
 void check_codes(ScalarType dtype) {
-  const bool integer = dtype == ScalarType::Byte || dtype == ScalarType::Char || dtype == ScalarType::Short ||
-                       dtype == ScalarType::Int;
+  const bool integer =
+      dtype == ScalarType::Byte || dtype == ScalarType::Char || dtype == ScalarType::Short || dtype == ScalarType::Int;
   STD_TORCH_CHECK(integer, "codes must be int8, uint8, int16 or int32");
 }
 

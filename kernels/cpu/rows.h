@@ -12,8 +12,8 @@
 
 namespace pq {
 
-constexpr int64_t kRow = 2048;           // elements: two float32 rows fit in a first-level cache
-constexpr int64_t kRowsPerThread = 16;   // less work than this isn't worth a second thread
+constexpr int64_t kRow = 2048;          // elements: two float32 rows fit in a first-level cache
+constexpr int64_t kRowsPerThread = 16;  // less work than this isn't worth a second thread
 
 // A row: `n` elements from `position` on, the `inner`-th and following of the innermost dimension.
 struct Row {
@@ -117,17 +117,6 @@ inline Randoms randoms(const GridArguments& arguments, const Layout& layout, con
   const int64_t step = layout.dims ? layout.stride[kLogical][layout.dims - 1] : 0;
   const uint64_t first = arguments.random.counter + static_cast<uint64_t>(row.position.offset[kLogical]);
   return {arguments.random.seed, first, static_cast<uint64_t>(step)};
-}
-
-// visit.operator()<R>() with the rounding as a template argument.
-template <class Visit>
-void with_rounding(Rounding rounding, const Visit& visit) {
-  switch (rounding) {
-    case Rounding::half_even: return visit.template operator()<Rounding::half_even>();
-    case Rounding::half_away: return visit.template operator()<Rounding::half_away>();
-    case Rounding::stochastic: return visit.template operator()<Rounding::stochastic>();
-  }
-  STD_TORCH_CHECK(false, "rounding must be 0, 1 or 2");
 }
 
 }  // namespace pq

@@ -13,7 +13,7 @@ namespace pq {
 
 namespace {
 
-constexpr int kLanes = 8;
+constexpr int kLanes = 4;
 using FloatLanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 using DoubleLanes = double __attribute__((vector_size(kLanes * sizeof(double))));
@@ -29,8 +29,8 @@ namespace pq {
 
 namespace {
 
-constexpr int64_t kChunk = kRow;        // elements of one channel
-constexpr int64_t kChunkOfRows = 256;   // rows of channels, where channels are innermost
+constexpr int64_t kChunk = kRow;       // elements of one channel
+constexpr int64_t kChunkOfRows = 256;  // rows of channels, where channels are innermost
 
 // The two ways through a tensor. Channel by channel: `layout` walks one channel's elements. Channels innermost and the
 // tensor dense: rows of all channels, which reads memory in order.
@@ -180,6 +180,4 @@ Tensor tensor_statistics(const Tensor& x, int64_t axis) {
 
 }  // namespace pq
 
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
-  m.impl("tensor_statistics", TORCH_BOX(&pq::tensor_statistics));
-}
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) { m.impl("tensor_statistics", TORCH_BOX(&pq::tensor_statistics)); }

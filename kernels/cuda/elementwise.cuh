@@ -1,0 +1,195 @@
+// The CUDA driver of elementwise ops: device, stream, launch check, and the two ways through a tensor.
+// What happens to an element is a functor of the op's own file.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include "../arguments.h"
+#include "../layout.h"
+
+namespace pq {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+
+constexpr int kThreads = 256;
+
+inline cudaStream_t current_stream(const Tensor& x) {
+  void* stream = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &stream));
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline unsigned blocks_for(int64_t threads) {
+  const int64_t blocks = (threads + kThreads - 1) / kThreads;
+  STD_TORCH_CHECK(blocks <= INT32_MAX, "the tensor is too large for one launch");
+  return static_cast<unsigned>(blocks);
+}
+
+// Scales and zero points on the device; the index of a channel is its place along the axis.
+struct DeviceGrids {
+  const float* scale;
+  const int32_t* zero_point;
+  int64_t scale_stride, zero_stride;
+  float qmin, qmax;
+
+  explicit DeviceGrids(const GridArguments& a)
+      : scale(static_cast<const float*>(a.scale.const_data_ptr())),
+        zero_point(static_cast<const int32_t*>(a.zero_point.const_data_ptr())),
+        scale_stride(parameter_stride(a.scale)),
+        zero_stride(parameter_stride(a.zero_point)),
+        qmin(a.qmin),
+        qmax(a.qmax) {}
+
+  __device__ Grid at(int64_t channel) const {
+    return {valid_scale(scale[channel * scale_stride]), static_cast<float>(zero_point[channel * zero_stride]), qmin,
+            qmax};
+  }
+};
+
+// Memory order: the channel of element i is (i / inner) % channels; inner is 1 where channels are innermost.
+struct ChannelOfElement {
+  int64_t inner, channels;
+  bool narrow;  // 32-bit indices do: their division is several times faster
+
+  __device__ int64_t channel(int64_t i, int64_t& left) const {
+    if (channels == 1) return left = INT64_MAX, 0;
+    if (narrow) {
+      const uint32_t run = static_cast<uint32_t>(i) / static_cast<uint32_t>(inner);
+      left = inner - (static_cast<uint32_t>(i) - run * static_cast<uint32_t>(inner));
+      return run % static_cast<uint32_t>(channels);
+    }
+    left = inner - i % inner;
+    return i / inner % channels;
+  }
+};
+
+template <class T, int N>
+struct alignas(sizeof(T) * N) Pack {
+  T values[N];
+};
+
+// Elements in the order of memory, N a thread; all tensors dense and laid out alike.
+template <class F, class In, class Out, int N>
+__global__ void dense_kernel(F f, const In* x, const In* g, Out* y, int64_t n, DeviceGrids grids,
+                             ChannelOfElement channels, Random random) {
+  const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N;
+  if (first >= n) return;
+  Pack<In, N> xs, gs;
+  Pack<Out, N> ys;
+  const int count = n - first < N ? static_cast<int>(n - first) : N;
+  if (count == N) {
+    xs = *reinterpret_cast<const Pack<In, N>*>(x + first);
+    if (F::needs_gradient) gs = *reinterpret_cast<const Pack<In, N>*>(g + first);
+  } else {
+    for (int k = 0; k < count; ++k) {
+      xs.values[k] = x[first + k];
+      if (F::needs_gradient) gs.values[k] = g[first + k];
+    }
+  }
+  int64_t left, channel = channels.channel(first, left);
+  Grid grid = grids.at(channel);
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    if (k >= count) break;
+    const float gradient = F::needs_gradient ? static_cast<float>(gs.values[k]) : 0.0f;
+    const Random own{random.seed, random.counter + static_cast<uint64_t>(first + k)};
+    ys.values[k] = static_cast<Out>(f(static_cast<float>(xs.values[k]), gradient, grid, own));
+    if (--left == 0) {
+      left = channels.inner;
+      channel = channel + 1 == channels.channels ? 0 : channel + 1;
+      grid = grids.at(channel);
+    }
+  }
+  if (count == N) {
+    *reinterpret_cast<Pack<Out, N>*>(y + first) = ys;
+  } else {
+    for (int k = 0; k < count; ++k) y[first + k] = ys.values[k];
+  }
+}
+
+// Any strides, an element a thread.
+template <class F, class In, class Out>
+__global__ void strided_kernel(F f, const In* x, const In* g, Out* y, Layout layout, DeviceGrids grids, Random random) {
+  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (i >= layout.numel) return;
+  int64_t inner;
+  const Position at = locate(layout, i, inner);
+  const int64_t channel = layout.period ? inner % layout.period : at.offset[kChannel];
+  const float gradient = F::needs_gradient ? static_cast<float>(g[at.offset[kGradient]]) : 0.0f;
+  const Random own{random.seed, random.counter + static_cast<uint64_t>(at.offset[kLogical])};
+  y[at.offset[kOutput]] =
+      static_cast<Out>(f(static_cast<float>(x[at.offset[kInput]]), gradient, grids.at(channel), own));
+}
+
+// Whether a track of the nest goes through memory element by element.
+inline bool in_sequence(const Layout& layout, Track track) {
+  int64_t expected = 1;
+  for (int d = layout.dims - 1; d >= 0; --d) {
+    if (layout.stride[track][d] != expected) return false;
+    expected *= layout.size[d];
+  }
+  return true;
+}
+
+inline ChannelOfElement channel_of_element(const Layout& layout, int64_t channels) {
+  int64_t inner = 1;
+  for (int d = layout.dims - 1; d >= 0 && layout.stride[kChannel][d] == 0; --d) inner *= layout.size[d];
+  return {inner, channels, layout.numel < INT32_MAX};
+}
+
+inline bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
+
+// y = f(x, g) elementwise. g is null unless F needs it.
+template <class F, class In, class Out>
+void launch(const F& f, const Tensor& x, const Tensor* g, const Tensor& y, const GridArguments& arguments) {
+  constexpr int N = 16 / (sizeof(In) > sizeof(Out) ? sizeof(In) : sizeof(Out));
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Layout layout = make_layout(x, g, &y, arguments.axis, arguments.stochastic());
+  const In* from = static_cast<const In*>(x.const_data_ptr());
+  const In* gradient = g ? static_cast<const In*>(g->const_data_ptr()) : nullptr;
+  Out* to = static_cast<Out*>(y.mutable_data_ptr());
+  const DeviceGrids grids(arguments);
+  const bool dense = in_sequence(layout, kInput) && in_sequence(layout, kOutput) &&
+                     (!g || in_sequence(layout, kGradient)) &&
+                     (!arguments.stochastic() || in_sequence(layout, kLogical)) && aligned(from, sizeof(Pack<In, N>)) &&
+                     aligned(to, sizeof(Pack<Out, N>)) && aligned(gradient, sizeof(Pack<In, N>));
+  if (dense) {
+    dense_kernel<F, In, Out, N><<<blocks_for((layout.numel + N - 1) / N), kThreads, 0, current_stream(x)>>>(
+        f, from, gradient, to, layout.numel, grids, channel_of_element(layout, arguments.scale.numel()),
+        arguments.random);
+  } else {
+    strided_kernel<F, In, Out><<<blocks_for(layout.numel), kThreads, 0, current_stream(x)>>>(
+        f, from, gradient, to, layout, grids, arguments.random);
+  }
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// visit.operator()<T>() with the floating type as a template argument.
+template <class Visit>
+void with_float(ScalarType dtype, const Visit& visit) {
+  switch (dtype) {
+    case ScalarType::Float: return visit.template operator()<float>();
+    case ScalarType::Half: return visit.template operator()<Half>();
+    case ScalarType::BFloat16: return visit.template operator()<BFloat16>();
+    default: STD_TORCH_CHECK(false, "pytorch_quantizer takes float32, float16 and bfloat16");
+  }
+}
+
+// The same for the types of codes.
+template <class Visit>
+void with_code(ScalarType dtype, const Visit& visit) {
+  switch (dtype) {
+    case ScalarType::Byte: return visit.template operator()<uint8_t>();
+    case ScalarType::Char: return visit.template operator()<int8_t>();
+    case ScalarType::Short: return visit.template operator()<int16_t>();
+    case ScalarType::Int: return visit.template operator()<int32_t>();
+    default: STD_TORCH_CHECK(false, "codes must be int8, uint8, int16 or int32");
+  }
+}
+
+}  // namespace pq
