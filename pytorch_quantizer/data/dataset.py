@@ -80,8 +80,8 @@ class ArrayDataset(ImageDataset):
         """Pixels [N, H, W, C] uint8 in [0, highest]; labels [N]. Raises InputError where the two don't fit."""
         _check_arrays(name, pixels, labels, len(class_names))
         super().__init__(name, class_names, pixels.shape[3], preprocessing, in_memory=True)
-        self.pixels = torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
-        self.labels = torch.from_numpy(np.ascontiguousarray(labels, dtype=np.int64))
+        self.pixels = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+        self.labels = torch.from_numpy(labels.astype(np.int64))
         self.highest = highest
 
     def __len__(self) -> int:

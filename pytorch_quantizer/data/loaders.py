@@ -33,9 +33,11 @@ class ImageLoader(DataLoader[Any]):
         workers: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        """`workers` None: 0 in memory, else up to MOST_WORKERS processes. Raises InputError for a bad batch size."""
+        """`workers` None: 0 in memory, else up to MOST_WORKERS processes. Raises InputError for a number out of range."""
         if batch_size < 1:
             raise InputError(f"batch size must be at least 1, got {batch_size}")
+        if workers is not None and workers < 0:
+            raise InputError(f"workers can't be negative, got {workers}")
         self._images = _image_dataset(dataset)
         super().__init__(
             _Tolerant(dataset),

@@ -87,7 +87,7 @@ def _run_epochs(
 
 
 def train_epoch(config: TrainingConfig, state: TrainingState, training: Subset[Any], progress: bool = True) -> float:
-    """Run one pass over the training images in a seeded order; return the mean loss. The epoch's number is the caller's."""
+    """Run one pass over the training images in a seeded order; return the mean loss."""
     generator = Generator().manual_seed(config.seed * 100_003 + state.epoch + 1)
     order = torch.randperm(len(training), generator=generator).tolist()
     # A last batch of a single image would have no variance to normalise by.
@@ -207,14 +207,15 @@ def _report(config: TrainingConfig, state: TrainingState, measured: Evaluation, 
 
 
 def _save(config: TrainingConfig, model: nn.Module, data: ImageDataset, report: dict[str, Any]) -> None:
-    metadata = {
+    about = {
         "arch": config.arch,
         "dataset": config.dataset,
-        "num_classes": str(data.num_classes),
-        "in_channels": str(data.in_channels),
-        "test_top1": repr(report["test"]["top1"]),
-        "test_images": str(report["test"]["samples"]),
+        "num_classes": data.num_classes,
+        "in_channels": data.in_channels,
+        "test": {name: report["test"][name] for name in ("samples", "top1")},
     }
+    # One key: safetensors writes several in an order that changes from run to run, and equal runs give equal files.
+    metadata = {"training": json.dumps(about)}
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     with atomic_path(weights_path(config)) as temporary:
         save_file(tensors, temporary, metadata=metadata)
