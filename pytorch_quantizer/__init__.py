@@ -1,5 +1,31 @@
 """pytorch_quantizer: quantization research on PyTorch vision models."""
 
+from pytorch_quantizer.backend import backend
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.evaluation import evaluate
+from pytorch_quantizer.graph.capture import capture
+from pytorch_quantizer.graph.fold import fold
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.graph.site import Site
+from pytorch_quantizer.quantization.qparams import QParams
+from pytorch_quantizer.quantization.qtypes import IntQuantizer, Quantizer
+from pytorch_quantizer.quantization.recipe import Override, Recipe
+from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.quantize import quantize
 
-__all__ = ["InputError"]
+__all__ = [
+    "InputError",
+    "IntQuantizer",
+    "Override",
+    "QParams",
+    "QuantizedModel",
+    "Quantizer",
+    "Recipe",
+    "Site",
+    "TensorStatistics",
+    "backend",
+    "capture",
+    "evaluate",
+    "fold",
+    "quantize",
+]

@@ -1,0 +1,267 @@
+"""From an nn.Module to a torch.fx graph of it: traced, made free of in-place operations, named, and checked.
+What can't be traced becomes one opaque operation, listed with its reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.graph.attention import DecomposedAttention
+from pytorch_quantizer.graph.operations import Layer, called_name
+
+FUNCTIONAL_CONVOLUTIONS = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
+FAITHFUL = 1e-3  # largest difference from the model's own output, as a share of its largest value
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A traced network. graph: its fx graph; nodes carry ``meta["label"]`` and, once annotated, ``meta["is_tensor"]``.
+
+    opaque: the modules that tracing could not enter, each with the reason.
+    """
+
+    graph: fx.GraphModule
+    opaque: dict[str, str] = field(default_factory=dict)
+
+
+def capture(model: nn.Module, example: Tensor | None = None, *, strict: bool = False) -> Captured:
+    """Trace a copy of ``model`` in eval mode; the model itself is not touched.
+
+    example: a batch [N, …] to mark the tensors with and to check the graph against the model. Without one every node
+    counts as a tensor. strict: a module that can't be entered is an InputError instead of an opaque operation.
+    Raises InputError for NaN or infinite weights (naming the layer), a model that can't be traced at all, and a graph
+    that doesn't compute what the model computes.
+    """
+    check_finite(model)
+    traced = copy.deepcopy(model).eval()
+    opaque = _write_out_attention(traced)
+    graph = _trace(traced, opaque)
+    if strict and opaque:
+        name, reason = next(iter(opaque.items()))
+        raise InputError(f"--strict: {len(opaque)} module(s) can't be captured; the first is {name!r}: {reason}")
+    _make_functional(graph)
+    _modules_from_functions(graph)
+    _label(graph)
+    _annotate(graph, example)
+    if example is not None:
+        _check_faithful(model, graph, example)
+    return Captured(graph, opaque)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Raise InputError that names the first parameter or buffer holding NaN or infinity."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            bad = int((~torch.isfinite(tensor)).sum())
+            raise InputError(f"{name} holds {bad} NaN or infinite value(s) of {tensor.numel()}; load sound weights")
+
+
+class _Tracer(fx.Tracer):
+    """Enters every module but torch.nn's simple ones and those known to be opaque; remembers where it is."""
+
+    def __init__(self, opaque: dict[str, str]) -> None:
+        super().__init__()
+        self.opaque = opaque
+        self.entered: list[str] = []
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if module_qualified_name in self.opaque:
+            return True
+        return super().is_leaf_module(m, module_qualified_name) and not _has_layers(m)
+
+    def call_module(self, m: nn.Module, forward: Any, args: Any, kwargs: Any) -> Any:
+        name = self.path_of_module(m)
+        if self.is_leaf_module(m, name):
+            return super().call_module(m, forward, args, kwargs)
+        self.entered.append(name)
+        result = super().call_module(m, forward, args, kwargs)
+        self.entered.pop()  # not reached on an exception: the innermost module stays on top
+        return result
+
+
+def _has_layers(module: nn.Module) -> bool:
+    """Whether a torch.nn module is built of other modules (a transformer block), so that entering it is worth a try."""
+    return not isinstance(module, nn.MultiheadAttention) and any(True for _ in module.children())
+
+
+def _trace(model: nn.Module, opaque: dict[str, str]) -> fx.GraphModule:
+    """Trace, and each time a module resists, make the innermost one opaque and begin again."""
+    while True:
+        tracer = _Tracer(opaque)
+        try:
+            graph = tracer.trace(model)
+        except Exception as error:  # whatever a foreign forward raises under tracing
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if not tracer.entered:
+                raise InputError(
+                    f"{type(model).__name__}.forward can't be traced by torch.fx: {reason}; move what depends on "
+                    "values or on unpacked shapes into a submodule"
+                ) from error
+            opaque[tracer.entered[-1]] = reason
+            continue
+        return fx.GraphModule(tracer.root, graph, type(model).__name__)
+
+
+def _write_out_attention(model: nn.Module) -> dict[str, str]:
+    """Replace every nn.MultiheadAttention that can be by its layers; return the others with the reason."""
+    opaque = {}
+    for name, module in list(model.named_modules()):
+        if not isinstance(module, nn.MultiheadAttention):
+            continue
+        obstacle = DecomposedAttention.obstacle(module)
+        if obstacle is None and name:
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, DecomposedAttention(module).eval())
+        else:
+            opaque[name] = f"nn.MultiheadAttention can't be written out: {obstacle}"
+    return opaque
+
+
+def _make_functional(graph: fx.GraphModule) -> None:
+    """Turn in-place operations into ones that return a new tensor; whoever read the old one later reads the new."""
+    in_place_modules = {name for name, module in graph.named_modules() if getattr(module, "inplace", False)}
+    for name in in_place_modules:
+        graph.get_submodule(name).inplace = False  # type: ignore[assignment]
+    for node in graph.graph.nodes:
+        if node.op == "call_module" and node.target in in_place_modules:
+            _redirect_later_readers(graph, node)
+        elif node.op == "call_function" and node.kwargs.get("inplace"):
+            node.kwargs = {**node.kwargs, "inplace": False}
+            _redirect_later_readers(graph, node)
+        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
+            node.target = node.target[:-1]
+            _redirect_later_readers(graph, node)
+    graph.recompile()
+
+
+def _redirect_later_readers(graph: fx.GraphModule, node: fx.Node) -> None:
+    overwritten = node.args[0]
+    if isinstance(overwritten, fx.Node):
+        overwritten.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
+
+
+def _modules_from_functions(graph: fx.GraphModule) -> None:
+    """F.conv2d(x, self.weight, …) with parameters of the model becomes an nn.Conv2d, F.linear an nn.Linear."""
+    for node in list(graph.graph.nodes):
+        if node.op != "call_function" or node.target not in (F.linear, *FUNCTIONAL_CONVOLUTIONS):
+            continue
+        layer = _layer_from_call(graph, node)
+        if layer is not None:
+            _replace_by_module(graph, node, layer)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+
+
+def _replace_by_module(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
+    """Let a node that called a function call ``layer`` instead, on the function's first argument."""
+    graph.add_submodule(node.name, layer)
+    with graph.graph.inserting_before(node):
+        source = node.args[0] if node.args else node.kwargs["input"]
+        call = graph.graph.call_module(node.name, (source,))
+    call.meta = dict(node.meta)
+    node.replace_all_uses_with(call)
+    graph.graph.erase_node(node)
+
+
+def _layer_from_call(graph: fx.GraphModule, node: fx.Node) -> Layer | None:
+    """The module that a functional call with the model's own parameters stands for, else None."""
+    arguments = node.normalized_arguments(graph, normalize_to_only_use_kwargs=True)
+    if arguments is None:
+        return None
+    given = arguments.kwargs
+    weight, bias = (_parameter(graph, given.get(name)) for name in ("weight", "bias"))
+    if weight is None or (given.get("bias") is not None and bias is None):
+        return None
+    with torch.device("meta"):
+        layer = _empty_layer(node.target, weight, bias is not None, given)
+    layer.weight = nn.Parameter(weight.detach())
+    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
+    return layer.eval()
+
+
+def _empty_layer(function: Any, weight: Tensor, bias: bool, given: dict[str, Any]) -> Layer:
+    if function is F.linear:
+        return nn.Linear(weight.shape[1], weight.shape[0], bias=bias)
+    groups = given.get("groups", 1)
+    options = {key: given[key] for key in ("stride", "padding", "dilation") if key in given}
+    kind: Any = FUNCTIONAL_CONVOLUTIONS[function]
+    return kind(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), groups=groups, bias=bias, **options)
+
+
+def _parameter(graph: fx.GraphModule, value: Any) -> Tensor | None:
+    if not isinstance(value, fx.Node) or value.op != "get_attr":
+        return None
+    owner, _, name = str(value.target).rpartition(".")
+    return getattr(graph.get_submodule(owner), name)
+
+
+def _label(graph: fx.GraphModule) -> None:
+    """Give each node a unique name for people: layer1.0.conv1, layer1.0.add, layer1.0.relu_1."""
+    seen: Counter[str] = Counter()
+    for node in graph.graph.nodes:
+        name = str(node.target) if node.op in ("call_module", "placeholder", "get_attr", "output") else _path(node)
+        node.meta["label"] = name if not seen[name] else f"{name}_{seen[name]}"
+        seen[name] += 1
+
+
+def _path(node: fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {"": ("", None)}
+    owner = next(reversed(stack.values()))[0]
+    return f"{owner}.{called_name(node)}" if owner else called_name(node)
+
+
+class _Annotator(fx.Interpreter):
+    """Runs the graph once and marks what holds floating-point tensors."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        n.meta["is_tensor"] = _holds_floats(value)
+        n.meta["shape"] = tuple(value.shape) if isinstance(value, Tensor) else None
+        return value
+
+
+def _holds_floats(value: Any) -> bool:
+    if isinstance(value, tuple | list):
+        return any(_holds_floats(item) for item in value)
+    return isinstance(value, Tensor) and value.dtype in FLOATS
+
+
+def _annotate(graph: fx.GraphModule, example: Tensor | None) -> None:
+    if example is None:
+        for node in graph.graph.nodes:
+            node.meta["is_tensor"] = True
+        return
+    with torch.no_grad():
+        _Annotator(graph).run(example)
+
+
+def _check_faithful(model: nn.Module, graph: fx.GraphModule, example: Tensor) -> None:
+    """In-place tricks and control flow can make a trace differ from the model: nothing after it could be trusted."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        expected, got = model(example.clone()), graph(example.clone())
+    model.train(was_training)
+    for ours, theirs in zip(_tensors(got), _tensors(expected), strict=True):
+        difference = float((ours - theirs).abs().max()) if ours.numel() else 0.0
+        if not difference <= FAITHFUL * max(1e-6, float(theirs.abs().max())):
+            raise InputError(
+                f"the traced graph of {type(model).__name__} is off by {difference:.3g} on the example: "
+                "its forward depends on values, or overwrites tensors through views, which torch.fx can't see"
+            )
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value
+    return [tensor for item in items for tensor in _tensors(item)] if isinstance(value, tuple | list | dict) else []

@@ -1,0 +1,158 @@
+"""Batch norm folded into the convolution or linear layer before or after it, wherever that is exact.
+Arithmetic is float64, rounded to the weights' dtype once. What can't be folded stays, with the reason.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+from torch import Tensor, fx, nn
+
+from pytorch_quantizer.graph.capture import Captured
+from pytorch_quantizer.graph.operations import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    LAYERS,
+    TRANSPOSED,
+    BatchNorm,
+    Convolution,
+    Layer,
+    label,
+)
+
+
+class Affine(NamedTuple):
+    """y = gain · x + shift per channel, each float64 [C]: what a batch norm in eval mode is."""
+
+    gain: Tensor
+    shift: Tensor
+
+
+def fold(captured: Captured) -> tuple[fx.GraphModule, dict[str, str]]:
+    """A copy of the graph with its batch norms folded, and for each that stays, its label → the reason.
+
+    After a layer: w ← γ/√(σ²+ε)·w over output channels, always exact. Before one: over input channels, exact unless the
+    layer pads with zeros (a padded zero would have to become the norm's shift).
+    """
+    graph = copy.deepcopy(captured.graph)
+    kept: dict[str, str] = {}
+    for node in list(graph.graph.nodes):
+        norm = graph.get_submodule(node.target) if node.op == "call_module" else None
+        if isinstance(norm, BATCH_NORMS):
+            obstacle = _fold_one(graph, node, norm)
+            if obstacle:
+                kept[label(node)] = obstacle
+    graph.delete_all_unused_submodules()
+    graph.recompile()
+    return graph, kept
+
+
+def _fold_one(graph: fx.GraphModule, norm_node: fx.Node, norm: BatchNorm) -> str | None:
+    """Fold one batch norm into a neighbour and erase it, or say why not."""
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return "it normalises by the batch's own statistics"
+    before, after = _layer_before(graph, norm_node), _layer_after(graph, norm_node)
+    if not isinstance(before, str):
+        fold_after(before, _as_affine(norm))
+    elif not isinstance(after, str):
+        fold_before(after, _as_affine(norm))
+    else:
+        return f"{before}; {after}"
+    norm_node.replace_all_uses_with(norm_node.all_input_nodes[0])
+    graph.graph.erase_node(norm_node)
+    return None
+
+
+def fold_after(layer: Layer, norm: Affine) -> None:
+    """Make ``layer`` compute norm(layer(x)): w ← gain·w and b ← gain·b + shift over output channels, in place."""
+    gain = _over_output_channels(layer, norm.gain)
+    bias = norm.shift if layer.bias is None else norm.gain * layer.bias.detach().double() + norm.shift
+    _assign(layer, layer.weight.detach().double() * gain, bias)
+
+
+def fold_before(layer: Layer, norm: Affine) -> None:
+    """Make ``layer`` compute layer(norm(x)): w ← w·gain over input channels, b ← b + Σ w·shift, in place."""
+    weight = layer.weight.detach().double()
+    by_group = (-1, 1, weight.shape[1])  # [groups, 1, inputs of a group] against [groups, outputs of a group, inputs]
+    groups = getattr(layer, "groups", 1)
+    grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    constant = (grouped.sum(-1) * norm.shift.reshape(by_group)).sum(-1).flatten()
+    bias = constant if layer.bias is None else layer.bias.detach().double() + constant
+    _assign(layer, (grouped * norm.gain.reshape(*by_group, 1)).reshape(weight.shape), bias)
+
+
+def _layer_before(graph: fx.GraphModule, norm_node: fx.Node) -> Layer | str:
+    """The layer that the norm alone reads, or why there is none."""
+    source = norm_node.all_input_nodes[0]
+    layer = _owned_layer(graph, source)
+    if layer is None:
+        return "what it reads isn't a layer called once"
+    if len(source.users) > 1:
+        return "others read the layer before it"
+    if isinstance(layer, nn.Linear) and not _is_matrix(norm_node):
+        return "its channels aren't the linear layer's outputs"
+    return layer
+
+
+def _layer_after(graph: fx.GraphModule, norm_node: fx.Node) -> Layer | str:
+    """The only reader of the norm where it is a layer that takes it exactly, or why there is none."""
+    reader = next(iter(norm_node.users), None)
+    layer = _owned_layer(graph, reader)
+    if layer is None or len(norm_node.users) > 1:
+        return "what reads it isn't one layer called once"
+    if isinstance(layer, TRANSPOSED):
+        return "the transposed convolution after it spreads its shift unevenly over the borders"
+    if isinstance(layer, CONVOLUTIONS) and layer.padding_mode == "zeros" and not _is_unpadded(layer):
+        return "the convolution after it pads with zeros"
+    if isinstance(layer, nn.Linear) and not _is_matrix(norm_node):
+        return "its channels aren't the linear layer's inputs"
+    return layer
+
+
+def _owned_layer(graph: fx.GraphModule, node: fx.Node | None) -> Layer | None:
+    """The layer that a node calls, if that call is the layer's only one."""
+    if node is None or node.op != "call_module":
+        return None
+    module = graph.get_submodule(str(node.target))
+    called = [graph.get_submodule(str(other.target)) for other in node.graph.nodes if other.op == "call_module"]
+    calls = sum(other is module for other in called)
+    return module if isinstance(module, LAYERS) and calls == 1 else None
+
+
+def _is_matrix(node: fx.Node) -> bool:
+    """Whether a node is known to hold [N, C]; unknown without an example batch."""
+    shape = node.meta.get("shape")
+    return shape is not None and len(shape) == 2
+
+
+def _is_unpadded(layer: Convolution) -> bool:
+    if isinstance(layer.padding, str):
+        return layer.padding == "valid" or all(size == 1 for size in layer.kernel_size)
+    return all(pad == 0 for pad in layer.padding)
+
+
+def _as_affine(norm: BatchNorm) -> Affine:
+    """gain = γ/√(σ² + ε), shift = β − gain·μ."""
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    gain = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        gain = gain * norm.weight.detach().double()
+    shift = -gain * norm.running_mean.double()
+    return Affine(gain, shift if norm.bias is None else shift + norm.bias.detach().double())
+
+
+def _over_output_channels(layer: Layer, values: Tensor) -> Tensor:
+    """[C_out] shaped to multiply the layer's weight."""
+    trailing = (1,) * (layer.weight.dim() - 2)
+    if not isinstance(layer, TRANSPOSED):
+        return values.reshape(-1, 1, *trailing)
+    inputs_per_group = layer.weight.shape[0] // layer.groups  # a transposed weight is [C_in, C_out / groups, …]
+    per_input = values.reshape(layer.groups, -1).repeat_interleave(inputs_per_group, 0)
+    return per_input.reshape(*layer.weight.shape[:2], *trailing)
+
+
+def _assign(layer: Layer, weight: Tensor, bias: Tensor) -> None:
+    layer.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)
+    layer.bias = nn.Parameter(bias.to(layer.weight.dtype), requires_grad=layer.weight.requires_grad)

@@ -1,0 +1,139 @@
+"""Fitted quantizers put into a folded graph: the simulated model.
+Where they go is place.py's decision; nothing is measured here.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from itertools import chain, count
+
+import torch
+from torch import Tensor, fx, nn
+
+from pytorch_quantizer.graph.operations import Layer, computes_afresh, keeps_values, label, layer_nodes, tensor_inputs
+from pytorch_quantizer.graph.place import FLOAT_ASKED, producers
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.graph.site import Site
+from pytorch_quantizer.quantization.qtypes import BiasQuantizer, Quantizer
+from pytorch_quantizer.quantization.recipe import Recipe
+
+
+def insert(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> QuantizedModel:
+    """A copy of ``graph`` that simulates: weights and biases put on their grids once, activations at each forward.
+
+    sites: as placed, their quantizers fitted. The model's sites are these and one for each bias.
+    """
+    graph = copy.deepcopy(graph)
+    nodes = {node.name: node for node in graph.graph.nodes}
+    for site in sites:
+        if site.kind == "weight" and site.quantizer is not None:
+            _quantize_weight(graph, site, site.quantizer)
+    biases = _quantize_biases(graph, sites, recipe)
+    for site in sorted(sites, key=lambda site: not site.is_wide):  # wide ones first: they take additions out
+        if site.is_activation and site.quantizer is not None:
+            _insert_quantizer(graph, nodes[site.node], site, site.quantizer)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return QuantizedModel(graph, graph.graph, sites=(*sites, *biases), recipe=recipe)
+
+
+def _quantize_weight(graph: fx.GraphModule, site: Site, quantizer: Quantizer) -> None:
+    """Put a layer's weight on its grid, and keep the grid beside it."""
+    layer = graph.get_submodule(site.node.removesuffix(".weight"))
+    weight = graph.get_parameter(site.node)
+    with torch.no_grad():
+        weight.copy_(quantizer(weight))
+    layer.add_module("weight_quantizer", quantizer)
+
+
+def _quantize_biases(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> list[Site]:
+    calls = Counter(str(node.target) for node, _ in layer_nodes(graph))
+    biases = {}
+    for node, layer in layer_nodes(graph):
+        if layer.bias is not None and str(node.target) not in biases:
+            biases[str(node.target)] = _quantize_bias(graph, node, layer, sites, recipe, calls[str(node.target)])
+    return list(biases.values())
+
+
+def _quantize_bias(
+    graph: fx.GraphModule, node: fx.Node, layer: Layer, sites: tuple[Site, ...], recipe: Recipe, calls: int
+) -> Site:
+    """Put a layer's bias on the grid of its accumulators, where there is one; the site tells."""
+    site = Site(f"{label(node)}.bias", "bias", (label(node),), node=f"{node.target}.bias")
+    input_scale = _input_scale(graph, node, sites)
+    weight = next(s.quantizer for s in sites if s.node == f"{node.target}.weight")
+    reason = _bias_obstacle(recipe, input_scale, weight, calls)
+    if reason is not None or input_scale is None or weight is None:
+        return replace(site, reason=reason)
+    quantizer = BiasQuantizer(input_scale, _scale_of_outputs(layer, weight))
+    bias = graph.get_parameter(site.node)
+    with torch.no_grad():
+        bias.copy_(quantizer(bias))
+    layer.add_module("bias_quantizer", quantizer)
+    return replace(site, quantizer=quantizer)
+
+
+def _bias_obstacle(recipe: Recipe, input_scale: Tensor | None, weight: Quantizer | None, calls: int) -> str | None:
+    if recipe.bias == "float32":
+        return FLOAT_ASKED
+    if calls > 1:
+        return f"the layer is called {calls} times, on tensors of different scales"
+    if weight is None or input_scale is None:
+        return "the layer's weight or input stays in float, so its sums have no integer grid"
+    return None
+
+
+def _input_scale(graph: fx.GraphModule, node: fx.Node, sites: tuple[Site, ...]) -> Tensor | None:
+    """The scale of the tensor that a layer reads, None where it has none or several."""
+    sources = {source.name for source in producers(graph, tensor_inputs(node)[0])}
+    grids = [s.quantizer for s in sites if s.is_activation and s.node in sources and label(node) in s.consumers]
+    if len(sources) != 1 or len(grids) != 1 or grids[0] is None:
+        return None
+    return grids[0].scale
+
+
+def _scale_of_outputs(layer: Layer, weight: Quantizer) -> Tensor:
+    """The weight's scale for each output channel; a grouped transposed convolution's groups share theirs."""
+    scale = weight.scale
+    outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+    return scale if scale.dim() == 0 else scale.repeat(outputs // scale.numel())
+
+
+def _insert_quantizer(graph: fx.GraphModule, source: fx.Node, site: Site, quantizer: Quantizer) -> None:
+    """Let everyone read ``source`` through the quantizer; through a wide one only the additions it is for."""
+    name = _free_name(graph, site)
+    graph.add_submodule(name, quantizer)
+    with graph.graph.inserting_after(source):
+        quantized = graph.graph.call_module(name, (source,))
+    quantized.meta = {**source.meta, "label": f"{site.name}:quantized"}
+    if site.is_wide:
+        for reader in [node for node in graph.graph.nodes if label(node) in site.consumers]:
+            reader.args = fx.map_arg(reader.args, partial(_reroute, graph, source, quantized, reader))
+        return
+    twins = {user for user in source.users if user.meta.get("label", "").endswith(":quantized")}
+    source.replace_all_uses_with(quantized, delete_user_cb=lambda user: user not in twins)
+    if computes_afresh(graph, source) and len(source.users) == 1:
+        quantized.kwargs = {"inplace": True}
+
+
+def _reroute(
+    graph: fx.GraphModule, source: fx.Node, replacement: fx.Node, reader: fx.Node, operand: fx.Node
+) -> fx.Node:
+    """The operand computed from ``replacement``, not ``source``: value-keeping operations between are repeated."""
+    if operand is source:
+        return replacement
+    if not keeps_values(graph, operand) or source not in producers(graph, operand):
+        return operand
+    with graph.graph.inserting_before(reader):
+        return graph.graph.node_copy(operand, partial(_reroute, graph, source, replacement, reader))
+
+
+def _free_name(graph: fx.GraphModule, site: Site) -> str:
+    """A submodule name for the site's quantizer that no other has."""
+    name = "quantizers." + re.sub(r"\W", "_", site.name)
+    taken = {module for module, _ in graph.named_modules()}
+    return next(candidate for candidate in chain([name], (f"{name}_{i}" for i in count(1))) if candidate not in taken)

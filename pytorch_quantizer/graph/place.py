@@ -1,0 +1,278 @@
+"""Which tensors of a folded graph are quantized, each once, where it is produced; and why the others are not.
+The quantizers are made here, unfitted; calibration/ fits them and insert.py puts them into the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import fx, nn
+
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.graph.operations import (
+    TRANSPOSED,
+    is_addition,
+    is_arithmetic,
+    is_concatenation,
+    is_nonnegative,
+    is_relu,
+    is_tensor,
+    is_unit,
+    keeps_values,
+    label,
+    layer_nodes,
+    layer_of,
+    relu_ceiling,
+    tensor_inputs,
+)
+from pytorch_quantizer.graph.site import WIDE, Site
+from pytorch_quantizer.quantization.clipping import Domain
+from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType, Quantizer
+from pytorch_quantizer.quantization.recipe import Recipe
+
+FLOAT_ASKED = "the recipe asks for float32"
+Readings = dict[fx.Node, list[fx.Node]]  # a tensor → the layers and arithmetic that read it
+
+
+class Position:
+    """Where operations stand between the network's input and output, counted in layers."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        layers = {node for node, _ in layer_nodes(graph)}
+        self.after_a_layer: set[fx.Node] = set()
+        self.before_a_layer: set[fx.Node] = set()
+        for node in graph.graph.nodes:
+            if any(source in layers or source in self.after_a_layer for source in node.all_input_nodes):
+                self.after_a_layer.add(node)
+        for node in reversed(graph.graph.nodes):
+            if any(user in layers or user in self.before_a_layer for user in node.users):
+                self.before_a_layer.add(node)
+
+    def is_first(self, node: fx.Node) -> bool:
+        """No layer lies before it."""
+        return node not in self.after_a_layer
+
+    def is_last(self, node: fx.Node) -> bool:
+        """No layer lies behind it."""
+        return node not in self.before_a_layer
+
+
+def place(graph: fx.GraphModule, recipe: Recipe, reasons: dict[str, str]) -> tuple[Site, ...]:
+    """Every tensor of the graph as a Site: the quantized ones with an unfitted quantizer, the others with the reason.
+
+    reasons: why modules stayed as they are (capture's opaque ones, batch norms that can't be folded), by label.
+    Raises InputError where an override's pattern matches no layer or operation that reads a quantizable tensor.
+    """
+    readings = read_tensors(graph)
+    _check_patterns(recipe, readings)
+    position = Position(graph)
+    sites = list(_weight_sites(graph, recipe, position))
+    for node in graph.graph.nodes:
+        if node.op == "output" or not is_tensor(node):
+            continue
+        if node in readings:
+            sites += _activation_sites(graph, recipe, position, node, readings[node], readings)
+        else:
+            sites += _float_site(graph, node, reasons)
+    return (*sites, *_float_parameters(graph, sites, reasons))
+
+
+def read_tensors(graph: fx.GraphModule) -> Readings:
+    """Each tensor that a layer or arithmetic reads → its readers, each once, looked up through value-keeping ones."""
+    readings: Readings = {}
+    for node in graph.graph.nodes:
+        if layer_of(graph, node) is None and not is_arithmetic(graph, node):
+            continue
+        for operand in tensor_inputs(node):
+            for source in producers(graph, operand):
+                readers = readings.setdefault(source, [])
+                readers += [] if node in readers else [node]
+    return readings
+
+
+def producers(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """The tensors whose values a node holds: itself, or what value-keeping operations took them from."""
+    if not keeps_values(graph, node):
+        return [node]
+    return [source for operand in tensor_inputs(node) for source in producers(graph, operand)]
+
+
+def fused_relu(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
+    """The ReLU that alone reads a tensor: integer kernels apply it while they requantize."""
+    reader = next(iter(node.users), None)
+    return reader if reader is not None and len(node.users) == 1 and is_relu(graph, reader) else None
+
+
+def _activation_sites(
+    graph: fx.GraphModule,
+    recipe: Recipe,
+    position: Position,
+    node: fx.Node,
+    readers: list[fx.Node],
+    readings: Readings,
+) -> list[Site]:
+    if _is_carried(graph, node, readings):
+        concatenation = next(iter(node.users))
+        return [_site(node, readers, carrier=label(concatenation))]
+    additions = [reader for reader in readers if is_addition(graph, reader)]
+    others = [reader for reader in readers if reader not in additions]
+    if not (recipe.wide_residual and additions and others):
+        return [_requested_site(graph, recipe, position, node, readers, "residual" if not others else "activation")]
+    narrow = _requested_site(graph, recipe, position, node, others, "activation")
+    wide = _requested_site(graph, recipe, position, node, additions, "residual")
+    if _bits(wide) <= _bits(narrow):
+        return [_requested_site(graph, recipe, position, node, readers, "activation")]
+    return [narrow, replace(wide, name=f"{wide.name}{WIDE}")]
+
+
+def _is_carried(graph: fx.GraphModule, node: fx.Node, readings: Readings) -> bool:
+    """Whether a tensor exists only as part of a concatenation that is itself quantized: one grid serves both."""
+    reader = next(iter(node.users), None)
+    return reader is not None and len(node.users) == 1 and is_concatenation(graph, reader) and reader in readings
+
+
+def _requested_site(
+    graph: fx.GraphModule, recipe: Recipe, position: Position, node: fx.Node, readers: list[fx.Node], kind: str
+) -> Site:
+    """A tensor under the widest number type that any of its readers asks for."""
+    wanted, clip = max(
+        (_request(recipe, position, reader, kind) for reader in readers), key=lambda request: request[0].bits
+    )
+    kind = "input" if node.op == "placeholder" else kind
+    if wanted.is_float:
+        return _site(node, readers, kind=kind, reason=FLOAT_ASKED)
+    domain, observed = _domain(graph, node)
+    quantizer = NUMBER_TYPES[wanted.name](
+        wanted.bits,
+        signed=recipe.activation_symmetric and domain.support == "real",
+        symmetric=recipe.activation_symmetric,
+        clip=clip,
+        domain=domain,
+        rounding=recipe.rounding,
+    )
+    return _site(node, readers, kind=kind, quantizer=quantizer, observed=observed)
+
+
+def _request(recipe: Recipe, position: Position, reader: fx.Node, kind: str) -> tuple[NumberType, str]:
+    """What one reader asks of the tensor it reads: (number type, clipping)."""
+    wanted = [recipe.activations]
+    wanted += [recipe.residual] if kind == "residual" and recipe.residual else []
+    wanted += [recipe.first] if position.is_first(reader) and recipe.first else []
+    wanted += [recipe.last] if position.is_last(reader) and recipe.last else []
+    widest, clip = max((NumberType.parse(text) for text in wanted), key=lambda number: number.bits), recipe.clip
+    for override in recipe.matching(label(reader)):
+        widest = NumberType.parse(override.activations) if override.activations else widest
+        clip = override.clip or clip
+    return widest, clip
+
+
+def _domain(graph: fx.GraphModule, node: fx.Node) -> tuple[Domain, fx.Node]:
+    """What is known of a tensor's values, and the node whose statistics describe them."""
+    if is_relu(graph, node):
+        return Domain("rectified", relu_ceiling(graph, node)), tensor_inputs(node)[0]
+    if is_unit(graph, node):
+        return Domain("unit"), node
+    return Domain("nonnegative" if is_nonnegative(graph, node) else "real"), node
+
+
+def _weight_sites(graph: fx.GraphModule, recipe: Recipe, position: Position) -> Iterable[Site]:
+    seen: set[str] = set()
+    for node, layer in layer_nodes(graph):
+        name = str(node.target)
+        if name in seen:
+            continue
+        seen.add(name)
+        wanted, clip = _weight_request(recipe, position, node)
+        quantizer = None if wanted.is_float else _weight_quantizer(recipe, layer, wanted, clip)
+        reason = FLOAT_ASKED if wanted.is_float else None
+        yield Site(f"{name}.weight", "weight", (label(node),), quantizer, reason=reason, node=f"{name}.weight")
+
+
+def _weight_request(recipe: Recipe, position: Position, node: fx.Node) -> tuple[NumberType, str]:
+    wanted = [recipe.weights]
+    wanted += [recipe.first] if position.is_first(node) and recipe.first else []
+    wanted += [recipe.last] if position.is_last(node) and recipe.last else []
+    widest = max((NumberType.parse(text) for text in wanted), key=lambda number: number.bits)
+    clip = recipe.weight_clip
+    for override in recipe.matching(label(node)):
+        widest = NumberType.parse(override.weights) if override.weights else widest
+        clip = override.weight_clip or clip
+    return widest, clip
+
+
+def _weight_quantizer(recipe: Recipe, layer: nn.Module, wanted: NumberType, clip: str) -> Quantizer:
+    axis = None if recipe.weight_granularity == "per_tensor" else int(isinstance(layer, TRANSPOSED))
+    symmetric = recipe.weight_symmetric and wanted.bits > 1  # one bit has no symmetric grid: {−1, 0} is all it holds
+    return NUMBER_TYPES[wanted.name](
+        wanted.bits,
+        signed=True,
+        narrow=recipe.weight_narrow and symmetric,
+        symmetric=symmetric,
+        axis=axis,
+        clip=clip,
+        rounding=recipe.rounding,
+    )
+
+
+def _float_site(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -> list[Site]:
+    """Why a tensor that nothing reads in integers is not quantized; nothing for those that only pass values on."""
+    if keeps_values(graph, node) and not _reaches_output(graph, node):
+        return []
+    relu = fused_relu(graph, node)
+    if relu is not None:
+        return [_site(node, [relu], carrier=label(relu))]
+    return [_site(node, list(node.users), reason=_float_reason(graph, node, reasons))]
+
+
+def _float_reason(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -> str:
+    if _reaches_output(graph, node):
+        return "network output"
+    readers = [label(user) for user in node.users]
+    if not readers:
+        return "nobody reads it"
+    because = next((f" ({reasons[reader]})" for reader in readers if reader in reasons), "")
+    return f"read only by {', '.join(readers)}, which computes in float{because}"
+
+
+def _reaches_output(graph: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a tensor leaves the network, as it is or through value-keeping operations."""
+    return any(
+        user.op == "output" or (keeps_values(graph, user) and _reaches_output(graph, user)) for user in node.users
+    )
+
+
+def _float_parameters(graph: fx.GraphModule, sites: list[Site], reasons: dict[str, str]) -> Iterable[Site]:
+    """Parameters that no site covers: normalisation layers' and those of opaque modules; biases come with insertion."""
+    read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
+    covered = read | {site.node for site in sites}
+    layers = {str(node.target) for node, _ in layer_nodes(graph)}
+    for name, _ in graph.named_parameters():
+        owner = name.rpartition(".")[0]
+        if name in covered or owner in layers:
+            continue
+        why = next((reason for module, reason in reasons.items() if name.startswith(f"{module}.")), None)
+        kind = type(graph.get_submodule(owner)).__name__
+        reason = why or f"a parameter of {kind}, which computes in float"
+        yield Site(name, "weight", (owner,), reason=reason, node=name)
+
+
+def _site(
+    node: fx.Node, readers: list[fx.Node], *, kind: str = "activation", observed: fx.Node | None = None, **fields: Any
+) -> Site:
+    consumers = tuple(label(reader) for reader in readers)
+    return Site(label(node), kind, consumers, node=node.name, observed=(observed or node).name, **fields)
+
+
+def _bits(site: Site) -> int:
+    return site.quantizer.bits if site.quantizer is not None else NumberType.parse("float32").bits
+
+
+def _check_patterns(recipe: Recipe, readings: Readings) -> None:
+    names = {label(reader) for readers in readings.values() for reader in readers}
+    for override in recipe.overrides:
+        if not any(fnmatchcase(name, override.layers) for name in names):
+            shown = ", ".join(sorted(names)[:5])
+            raise InputError(f"override {override.layers!r} matches no layer; layers are {shown} …")

@@ -1,0 +1,89 @@
+"""QuantizedModel: a torch.fx.GraphModule that simulates quantization and knows its sites.
+How it came about is the business of the stages before; what it is worth, of evaluation/.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from torch import fx, nn
+
+from pytorch_quantizer.graph.site import Site
+from pytorch_quantizer.quantization.recipe import Recipe
+
+
+class QuantizedModel(fx.GraphModule):
+    """A network whose weights and biases lie on their grids and whose activations are put on theirs at each forward.
+
+    sites: every tensor that is or could be quantized. recipe: what was asked for.
+    """
+
+    def __init__(
+        self,
+        root: nn.Module | dict[str, Any],
+        graph: fx.Graph,
+        class_name: str = "QuantizedModel",
+        *,
+        sites: tuple[Site, ...] | None = None,
+        recipe: Recipe | None = None,
+    ) -> None:
+        super().__init__(root, graph, class_name)
+        if sites is not None:
+            self.meta.update(sites=sites, recipe=recipe)  # meta is what GraphModule copies along
+
+    @property
+    def sites(self) -> tuple[Site, ...]:
+        """Every tensor that is or could be quantized, weights first, then in the order of execution, then biases."""
+        return self.meta["sites"]
+
+    @property
+    def recipe(self) -> Recipe:
+        """What was asked for."""
+        return self.meta["recipe"]
+
+    def table(self) -> pd.DataFrame:
+        """A row a site: name, kind, type, bits, low, high, granularity, carrier, read_by, reason.
+
+        type is the quantizer's (uint4), "carried" where another tensor's grid serves, "float32" where left in float.
+        """
+        return pd.DataFrame([_row(site) for site in self.sites])
+
+    def summary(self) -> str:
+        """For people: every quantized tensor with its type and range, then all that stays in float, with the reason."""
+        table = self.table()
+        left, carried = table[table["type"] == "float32"], table[table["type"] == "carried"]
+        quantized = table.drop(index=left.index).drop(index=carried.index)
+        shown = quantized.assign(
+            range=[f"[{low:.4g}, {high:.4g}]" for low, high in zip(quantized.low, quantized.high, strict=True)]
+        )
+        deployable = "deployable" if self.recipe.deployable else "not deployable"
+        return "\n".join(
+            [
+                f"recipe {self.recipe.name!r} ({deployable}): {len(quantized)} tensors quantized",
+                _text(shown[["name", "kind", "type", "granularity", "range"]]),
+                f"\n{len(carried)} tensors that an integer kernel never stores, on another's grid",
+                _text(carried[["name", "carrier"]]),
+                f"\n{len(left)} tensors left in float",
+                _text(left[["name", "kind", "reason"]]),
+            ]
+        )
+
+
+def _text(table: pd.DataFrame) -> str:
+    """A table with its text columns set flush left."""
+    widths = {column: table[column].astype(str).str.len().max() for column in table}
+    formatters: Any = {column: (lambda value, width=width: f"{value:<{width}}") for column, width in widths.items()}
+    return table.to_string(index=False, justify="left", formatters=formatters) if len(table) else "(none)"
+
+
+def _row(site: Site) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": site.name, "kind": site.kind, "type": "float32" if site.is_float else "carried"}
+    row |= {"bits": 32 if site.is_float else None, "low": None, "high": None, "granularity": ""}
+    row |= {"carrier": site.carrier or "", "read_by": ", ".join(site.consumers), "reason": site.reason or ""}
+    if site.quantizer is None:
+        return row
+    low, high = site.quantizer.range()
+    granularity = "per-tensor" if low.dim() == 0 else f"per-channel[{low.numel()}]"
+    row |= {"type": site.quantizer.describe(), "bits": site.quantizer.bits, "granularity": granularity}
+    return row | {"low": float(low.min()), "high": float(high.max())}

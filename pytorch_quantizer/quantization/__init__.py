@@ -1,0 +1,1 @@
+"""Ranges, grids and number types: from the statistics of a tensor to a quantizer. Graphs are not known here."""

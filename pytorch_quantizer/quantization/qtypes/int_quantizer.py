@@ -1,0 +1,116 @@
+"""IntQuantizer: uniform integer grids of 1 to 16 bits. The arithmetic is an op; ranges come from clipping.py."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from pytorch_quantizer import ops
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.quantization.clipping import ANY_VALUES, Domain, check_clipping, choose_range
+from pytorch_quantizer.quantization.qparams import QParams, grid_limits
+from pytorch_quantizer.quantization.qtypes.quantizer import Quantizer
+from pytorch_quantizer.quantization.statistics import TensorStatistics
+
+
+class IntQuantizer(Quantizer):
+    """y = (clamp(round(x / s) + z, qmin, qmax) − z) · s, per tensor or per channel along ``axis``.
+
+    bits: 1 to 16. signed, narrow: the code range (qparams.grid_limits). symmetric: z = 0; else affine (GEMMLOWP).
+    clip: a name in clipping.CLIPPINGS. domain: what is known of the values. rounding: one of ops.ROUNDINGS.
+    Raises InputError where these contradict each other or are unknown.
+    """
+
+    scale: Any  # Tensor once fitted, None before
+    zero_point: Any
+
+    def __init__(
+        self,
+        bits: int = 8,
+        *,
+        signed: bool = True,
+        narrow: bool = False,
+        symmetric: bool = True,
+        axis: int | None = None,
+        clip: str = "minmax",
+        domain: Domain = ANY_VALUES,
+        rounding: str = "half_even",
+    ) -> None:
+        super().__init__()
+        self.qmin, self.qmax = grid_limits(bits, signed=signed, narrow=narrow)
+        if rounding not in ops.ROUNDINGS:
+            raise InputError(f"rounding must be one of {', '.join(ops.ROUNDINGS)}, got {rounding!r}")
+        self.bits, self.signed, self.narrow, self.symmetric = bits, signed, narrow, symmetric
+        self.axis, self.clip, self.domain, self.rounding = axis, check_clipping(clip), domain, rounding
+        self.register_buffer("scale", None)
+        self.register_buffer("zero_point", None)
+
+    @classmethod
+    def from_qparams(cls, qparams: QParams) -> Self:
+        """A fitted quantizer on a grid that is known already."""
+        symmetric = qparams.signed and not bool(torch.any(qparams.zero_point))
+        quantizer = cls(
+            qparams.bits, signed=qparams.signed, narrow=qparams.narrow, symmetric=symmetric, axis=qparams.axis
+        )
+        quantizer.qparams = qparams
+        return quantizer
+
+    @property
+    def qparams(self) -> QParams:
+        """The grid. Raises InputError before ``fit``."""
+        if self.scale is None or self.zero_point is None:
+            raise InputError("the quantizer has no grid yet; call fit(tensor or statistics) first")
+        return QParams(self.scale, self.zero_point, self.bits, self.signed, self.narrow, self.axis)
+
+    @qparams.setter
+    def qparams(self, qparams: QParams) -> None:
+        mine = (self.bits, self.signed, self.narrow, self.axis)
+        if (qparams.bits, qparams.signed, qparams.narrow, qparams.axis) != mine:
+            raise InputError(f"the grid is {qparams}, the quantizer expects (bits, signed, narrow, axis) = {mine}")
+        self.scale, self.zero_point = qparams.scale, qparams.zero_point
+
+    def fit(self, source: Tensor | TensorStatistics) -> Self:
+        """Clip what the statistics say (clipping.choose_range) and lay the grid over it (QParams.from_range)."""
+        if isinstance(source, Tensor):
+            source = TensorStatistics.from_tensor(source.detach(), axis=self.axis)
+        lo, hi = choose_range(source, method=self.clip, bits=self.bits, domain=self.domain)
+        self.qparams = QParams.from_range(
+            lo, hi, bits=self.bits, signed=self.signed, symmetric=self.symmetric, narrow=self.narrow, axis=self.axis
+        )
+        return self
+
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Simulate. ``inplace`` overwrites x if no gradient is needed; the graph asks it where nobody else reads x."""
+        op = ops.fake_quantize_ if inplace and not x.requires_grad else ops.fake_quantize
+        return op(x, self.scale, self.zero_point, self.qmin, self.qmax, axis=self.axis, rounding=self.rounding)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Codes: int8, uint8 or int16 (int32 for unsigned 16 bits), the smallest that holds [qmin, qmax]."""
+        q = self.qparams
+        return ops.quantize(x, q.scale, q.zero_point, q.qmin, q.qmax, axis=q.axis, rounding=self.rounding)
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """(q − z) · s, float32."""
+        q = self.qparams
+        return ops.dequantize(codes, q.scale, q.zero_point, axis=q.axis)
+
+    def storage(self) -> dict[str, Tensor]:
+        """Scale, and the zero point of an affine grid."""
+        q = self.qparams
+        return {"scale": q.scale} if self.symmetric else {"scale": q.scale, "zero_point": q.zero_point}
+
+    def range(self) -> tuple[Tensor, Tensor]:
+        """[(qmin − z)·s, (qmax − z)·s]."""
+        return self.qparams.range()
+
+    def describe(self) -> str:
+        """int4, uint8: the number of bits and the sign."""
+        return f"{'int' if self.signed else 'uint'}{self.bits}"
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        granularity = "per-tensor" if self.axis is None else f"per-channel axis={self.axis}"
+        kind = "symmetric" if self.symmetric else "affine"
+        return f"{self.describe()}, {kind}, {granularity}, clip={self.clip}"
