@@ -1,4 +1,4 @@
-"""Builds the kernels: `_C` (schemas and CPU) everywhere, `_CUDA` where a CUDA toolkit is. All else is in pyproject.toml.
+"""Builds the kernels: `_C` (schemas, CPU) everywhere, `_CUDA` where a CUDA toolkit is. The rest is in pyproject.toml.
 
 PQ_CUDA=0 leaves CUDA out, PQ_CUDA=1 makes its absence an error. The toolkit is CUDA_HOME, or where nvcc really lives.
 TORCH_CUDA_ARCH_LIST chooses the architectures. No GPU is looked for: a build host need not have one.
@@ -25,14 +25,14 @@ NVCC_FLAGS += ["-Xcompiler", "-Wall,-Wextra,-fvisibility=hidden"]
 
 
 def toolkit_of(nvcc: str) -> Path | None:
-    """The toolkit's root. nvcc on PATH may be a wrapper script elsewhere, so it is asked where it is."""
+    """Ask nvcc for the toolkit's root: on PATH it may be a wrapper script that lives elsewhere."""
     answer = subprocess.run([nvcc, "--dryrun", "none.cu"], capture_output=True, text=True)
     found = re.search(r"^#\$ _HERE_=(.+)$", answer.stderr, re.MULTILINE)
     return Path(found[1].strip()).parent if found else None
 
 
 def find_toolkit() -> Path | None:
-    """CUDA_HOME, the real location of nvcc on PATH, or /usr/local/cuda; None where no nvcc is there."""
+    """Find CUDA_HOME, the real location of nvcc on PATH, or /usr/local/cuda; None where no nvcc is there."""
     on_path = shutil.which("nvcc")
     named = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     candidates = [Path(named)] if named else [toolkit_of(on_path) if on_path else None, Path("/usr/local/cuda")]
@@ -40,14 +40,14 @@ def find_toolkit() -> Path | None:
 
 
 def known_architectures(toolkit: Path) -> str:
-    """ARCHITECTURES cut to what this nvcc knows, the last one with PTX for the GPUs to come."""
+    """List ARCHITECTURES cut to what this nvcc knows, the last one with PTX for the GPUs to come."""
     answer = subprocess.run([toolkit / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True, check=True)
     known = set(re.findall(r"compute_(\d+)", answer.stdout))
     return " ".join(a for a in ARCHITECTURES if a.replace(".", "") in known) + "+PTX"
 
 
 def cuda_toolkit() -> Path | None:
-    """The toolkit to build with, or None: unwanted (PQ_CUDA=0), absent, or of no use to a CPU-only torch."""
+    """Find the toolkit to build with, or None: unwanted (PQ_CUDA=0), absent, or of no use to a CPU-only torch."""
     wanted = os.environ.get("PQ_CUDA", "")
     if wanted == "0":
         return None
@@ -68,8 +68,18 @@ if TOOLKIT:  # before cpp_extension is imported: it reads both, and would guess 
 from torch.utils.cpp_extension import BuildExtension, include_paths, library_paths  # noqa: E402
 
 
-def extension(name: str, patterns: list[str], libraries: list[str], includes: list[str], folders: list[str]) -> Extension:
-    """One shared library of the stable ABI; it has no Python in it and is loaded by torch.ops.load_library."""
+class Build(BuildExtension):
+    """torch's build, its object files always in build/kernels: pip and build_all.sh find what the other compiled."""
+
+    def finalize_options(self) -> None:  # noqa: D102
+        super().finalize_options()
+        self.build_temp = str(ROOT / "build" / "kernels")
+
+
+def extension(
+    name: str, patterns: list[str], libraries: list[str], includes: list[str], folders: list[str]
+) -> Extension:
+    """Describe one shared library of the stable ABI; it has no Python in it and is loaded by torch.ops.load_library."""
     sources = sorted(str(path.relative_to(ROOT)) for pattern in patterns for path in ROOT.glob(pattern))
     headers = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernels").rglob("*.*h"))
     return Extension(
@@ -87,6 +97,7 @@ def extension(name: str, patterns: list[str], libraries: list[str], includes: li
 
 
 def extensions() -> list[Extension]:
+    """List what is to be built."""
     built = [extension("_C", ["kernels/*.cpp", "kernels/cpu/*.cpp"], ["torch_cpu"], include_paths(), library_paths())]
     if TOOLKIT:
         folders = [str(TOOLKIT / name) for name in ("lib64", "lib") if (TOOLKIT / name / "libcudart.so").exists()]
@@ -99,6 +110,6 @@ def extensions() -> list[Extension]:
 
 setup(
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildExtension},
+    cmdclass={"build_ext": Build},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )
