@@ -33,7 +33,7 @@ class ImageLoader(DataLoader[Any]):
         workers: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        """`workers` None: 0 in memory, else up to MOST_WORKERS processes. Raises InputError for a number out of range."""
+        """`workers` None: 0 in memory, else up to MOST_WORKERS processes. Raises InputError for one out of range."""
         if batch_size < 1:
             raise InputError(f"batch size must be at least 1, got {batch_size}")
         if workers is not None and workers < 0:

@@ -3,6 +3,17 @@ How it was quantized lives in quantization/ and graph/.
 """
 
 from pytorch_quantizer.evaluation.latency import Latency, measure_latency
+from pytorch_quantizer.evaluation.layers import layer_table, sqnr_db
 from pytorch_quantizer.evaluation.metrics import Evaluation, evaluate, wilson_interval
+from pytorch_quantizer.evaluation.size import size_bytes
 
-__all__ = ["Evaluation", "Latency", "evaluate", "measure_latency", "wilson_interval"]
+__all__ = [
+    "Evaluation",
+    "Latency",
+    "evaluate",
+    "layer_table",
+    "measure_latency",
+    "size_bytes",
+    "sqnr_db",
+    "wilson_interval",
+]

@@ -99,7 +99,6 @@ def wilson_interval(correct: int, samples: int, confidence: float = 0.95) -> tup
     return float(interval.low), float(interval.high)
 
 
-@torch.inference_mode()
 def _run(
     models: list[nn.Module], loader: Iterable[Any], device: torch.device, progress: bool
 ) -> tuple[Tensor, list[_Answers]]:
@@ -107,16 +106,20 @@ def _run(
     answers: list[list[_Answers]] = [[] for _ in models]
     # delay: a pass of less than a second needs no bar.
     for images, batch_labels in tqdm(loader, desc="evaluate", unit="batch", disable=not progress, delay=1, leave=False):
+        if not len(images):
+            continue
         images, batch_labels = images.to(device), batch_labels.to(device)
         for module, collected in zip(models, answers, strict=True):
-            collected.append(_answer(module(images), batch_labels))
+            collected.append(_answer(module, images, batch_labels))
         labels.append(batch_labels.cpu())
-    if not sum(map(len, labels)):
+    if not labels:
         raise InputError("nothing to evaluate: the loader gave no images")
     return torch.cat(labels), [_joined(collected) for collected in answers]
 
 
-def _answer(logits: Tensor, labels: Tensor) -> _Answers:
+@torch.inference_mode()
+def _answer(model: nn.Module, images: Tensor, labels: Tensor) -> _Answers:
+    logits = model(images)
     classes = logits.shape[1]
     if int(labels.max()) >= classes:
         raise InputError(f"the model has {classes} outputs, but there is an image of class {int(labels.max())}")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
+from zlib import crc32
 
 from torch import fx, nn
 
@@ -152,6 +153,7 @@ def _requested_site(
         clip=clip,
         domain=domain,
         rounding=recipe.rounding,
+        seed=crc32(label(node).encode()),
     )
     return _site(node, readers, kind=kind, quantizer=quantizer, observed=observed)
 
@@ -186,7 +188,7 @@ def _weight_sites(graph: fx.GraphModule, recipe: Recipe, position: Position) -> 
             continue
         seen.add(name)
         wanted, clip = _weight_request(recipe, position, node)
-        quantizer = None if wanted.is_float else _weight_quantizer(recipe, layer, wanted, clip)
+        quantizer = None if wanted.is_float else _weight_quantizer(recipe, name, layer, wanted, clip)
         reason = FLOAT_ASKED if wanted.is_float else None
         yield Site(f"{name}.weight", "weight", (label(node),), quantizer, reason=reason, node=f"{name}.weight")
 
@@ -203,7 +205,7 @@ def _weight_request(recipe: Recipe, position: Position, node: fx.Node) -> tuple[
     return widest, clip
 
 
-def _weight_quantizer(recipe: Recipe, layer: nn.Module, wanted: NumberType, clip: str) -> Quantizer:
+def _weight_quantizer(recipe: Recipe, name: str, layer: nn.Module, wanted: NumberType, clip: str) -> Quantizer:
     axis = None if recipe.weight_granularity == "per_tensor" else int(isinstance(layer, TRANSPOSED))
     symmetric = recipe.weight_symmetric and wanted.bits > 1  # one bit has no symmetric grid: {−1, 0} is all it holds
     return NUMBER_TYPES[wanted.name](
@@ -214,6 +216,7 @@ def _weight_quantizer(recipe: Recipe, layer: nn.Module, wanted: NumberType, clip
         axis=axis,
         clip=clip,
         rounding=recipe.rounding,
+        seed=crc32(name.encode()),
     )
 
 

@@ -97,7 +97,7 @@ def _state_dict(content: Any, source: str) -> StateDict:
 
 def _renamed(state: StateDict) -> StateDict:
     """Strip the prefixes of wrappers and bring old DenseNet names up to date."""
-    for prefix in PREFIXES:
+    for prefix in PREFIXES * 2:  # a wrapper may hold another, either way round
         if all(key.startswith(prefix) for key in state):
             nn.modules.utils.consume_prefix_in_state_dict_if_present(state, prefix)  # keeps _metadata in step
     old = [key for key in state if OLD_DENSENET_KEY.match(key)]

@@ -23,6 +23,11 @@ GRANULARITIES = ("per_tensor", "per_channel")
 BIASES = ("int32", "float32")
 
 
+def _setting(default: Any, text: str) -> Any:
+    """A field with the one-line help that scripts show for its flag."""
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Override:
     """Other settings for the layers and operations whose name matches a pattern (fnmatch: ``layer1.*``, ``*.conv2``).
@@ -49,35 +54,29 @@ class Override:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is to be quantized. Raises InputError where a field is unknown or out of its rule.
+    """How a model is to be quantized; the comment beside each field is also its flag's help.
 
-    name: for tables. weights, activations: number types, int1 … int16 or float32; a layer's activations are the tensors
-    it reads. residual: tensors that only additions read. first, last: both of the first and the last layer; these three
-    never narrow what the other layers have, and None means the same as they. wide_residual: a tensor that a layer and
-    an addition read carries a second quantization, residual's, for the addition. clip, weight_clip: clipping.CLIPPINGS.
-    weight_granularity: per_channel or per_tensor. weight_symmetric, weight_narrow, activation_symmetric: kinds of grid.
-    activation_symmetric also makes the codes signed. bias: int32 (the grid of the accumulators) or float32.
-    rounding: of weights and activations, one of ops.ROUNDINGS. overrides: by layer-name pattern.
-    deployable: admit only what integer kernels can run (int32 biases, round half to even); false admits everything.
+    A layer's activations are the tensors it reads. first, last and residual never narrow what the other layers have,
+    and None means the same as they. Raises InputError where a field is unknown or out of its rule.
     """
 
     name: str = "custom"
-    weights: str = "int8"
-    activations: str = "int8"
-    residual: str | None = "int8"
-    first: str | None = "int8"
-    last: str | None = "int8"
-    wide_residual: bool = False
-    clip: str = "minmax"
-    weight_clip: str = "minmax"
-    weight_granularity: str = "per_channel"
-    weight_symmetric: bool = True
-    weight_narrow: bool = True
-    activation_symmetric: bool = False
-    bias: str = "int32"
-    rounding: str = "half_even"
-    deployable: bool = True
-    overrides: tuple[Override, ...] = field(default_factory=tuple)
+    weights: str = _setting("int8", "number type of weights: int1 … int16 or float32")
+    activations: str = _setting("int8", "number type of the tensors that layers read")
+    residual: str | None = _setting("int8", "number type of the tensors that only additions read")
+    first: str | None = _setting("int8", "number type of the first layer's weights and input")
+    last: str | None = _setting("int8", "number type of the last layer's weights and input")
+    wide_residual: bool = _setting(False, "give additions that share a tensor with a layer one of the residual type")
+    clip: str = _setting("minmax", "range of activations: minmax, laplace or gaussian")
+    weight_clip: str = _setting("minmax", "range of weights: minmax, laplace or gaussian")
+    weight_granularity: str = _setting("per_channel", "per_channel or per_tensor")
+    weight_symmetric: bool = _setting(True, "weights have zero point 0")
+    weight_narrow: bool = _setting(True, "symmetric weights leave out the lowest code")
+    activation_symmetric: bool = _setting(False, "activations have zero point 0, and signed codes where they need them")
+    bias: str = _setting("int32", "int32, the grid of the layer's sums, or float32")
+    rounding: str = _setting("half_even", "half_even, half_away or stochastic")
+    deployable: bool = _setting(True, "admit only what integer kernels can run")
+    overrides: tuple[Override, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every field, so that a Recipe that exists is one that can be carried out."""
@@ -86,6 +85,9 @@ class Recipe:
                 NumberType.parse(number_type)
         check_clipping(self.clip)
         check_clipping(self.weight_clip)
+        for entry in fields(self):
+            if isinstance(entry.default, bool) and not isinstance(getattr(self, entry.name), bool):
+                raise InputError(f"{entry.name} must be true or false, got {getattr(self, entry.name)!r}")
         _check_member("weight_granularity", self.weight_granularity, GRANULARITIES)
         _check_member("bias", self.bias, BIASES)
         _check_member("rounding", self.rounding, ops.ROUNDINGS)

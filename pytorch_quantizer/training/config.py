@@ -1,5 +1,5 @@
 """TrainingConfig: everything that decides what comes out of a training run, one flat value equal to its YAML.
-How it is carried out lives in train.py.
+How it is carried out lives in float_training.py.
 """
 
 from dataclasses import dataclass, field

@@ -19,7 +19,8 @@ class IntQuantizer(Quantizer):
     """y = (clamp(round(x / s) + z, qmin, qmax) − z) · s, per tensor or per channel along ``axis``.
 
     bits: 1 to 16. signed, narrow: the code range (qparams.grid_limits). symmetric: z = 0; else affine (GEMMLOWP).
-    clip: a name in clipping.CLIPPINGS. domain: what is known of the values. rounding: one of ops.ROUNDINGS.
+    clip: a name in clipping.CLIPPINGS. domain: what is known of the values. rounding: one of ops.ROUNDINGS;
+    stochastic draws from ``seed``, each forward from where the last one stopped.
     Raises InputError where these contradict each other or are unknown.
     """
 
@@ -37,6 +38,7 @@ class IntQuantizer(Quantizer):
         clip: str = "minmax",
         domain: Domain = ANY_VALUES,
         rounding: str = "half_even",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.qmin, self.qmax = grid_limits(bits, signed=signed, narrow=narrow)
@@ -44,6 +46,7 @@ class IntQuantizer(Quantizer):
             raise InputError(f"rounding must be one of {', '.join(ops.ROUNDINGS)}, got {rounding!r}")
         self.bits, self.signed, self.narrow, self.symmetric = bits, signed, narrow, symmetric
         self.axis, self.clip, self.domain, self.rounding = axis, check_clipping(clip), domain, rounding
+        self.seed, self.drawn = seed, 0
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
 
@@ -84,12 +87,18 @@ class IntQuantizer(Quantizer):
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         """Simulate. ``inplace`` overwrites x if no gradient is needed; the graph asks it where nobody else reads x."""
         op = ops.fake_quantize_ if inplace and not x.requires_grad else ops.fake_quantize
-        return op(x, self.scale, self.zero_point, self.qmin, self.qmax, axis=self.axis, rounding=self.rounding)
+        return op(x, self.scale, self.zero_point, self.qmin, self.qmax, axis=self.axis, **self._rounding(x))
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes: int8, uint8 or int16 (int32 for unsigned 16 bits), the smallest that holds [qmin, qmax]."""
         q = self.qparams
-        return ops.quantize(x, q.scale, q.zero_point, q.qmin, q.qmax, axis=q.axis, rounding=self.rounding)
+        return ops.quantize(x, q.scale, q.zero_point, q.qmin, q.qmax, axis=q.axis, **self._rounding(x))
+
+    def _rounding(self, x: Tensor) -> dict[str, Any]:
+        if self.rounding != "stochastic":
+            return {"rounding": self.rounding}
+        self.drawn += x.numel()
+        return {"rounding": self.rounding, "seed": self.seed, "offset": self.drawn - x.numel()}
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """(q − z) · s, float32."""

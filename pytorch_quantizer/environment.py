@@ -1,0 +1,76 @@
+"""What a result was computed on: versions, machine, device. Nothing is measured here."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pytorch_quantizer.backend import backend
+from pytorch_quantizer.errors import InputError
+
+REPORTED = ("torch", "torchvision", "numpy", "scipy", "scikit-learn")
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device asked for, or with None the GPU if one works, else the CPU.
+
+    Raises InputError for a device that isn't there or a name that is none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() and _works("cuda") else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device must be cpu, cuda or cuda:N, got {name!r}") from error
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"device must be cpu, cuda or cuda:N, got {name!r}")
+    if not _works(name):
+        raise InputError(f"device {name!r} isn't there or doesn't work; torch sees {_seen()}; use --device cpu")
+    return device
+
+
+def versions() -> dict[str, str]:
+    """Python's, this package's and those of the libraries that take part in the numbers; and the kernels' state."""
+    packages = {name: metadata.version(name) for name in REPORTED}
+    return {"python": platform.python_version(), **packages, "cuda": str(torch.version.cuda), "kernels": str(backend())}
+
+
+def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """Processor, cores, threads that torch uses, memory in GiB, and the GPU where one is used."""
+    found: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": str(device),
+    }
+    if torch.device(device).type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _works(name: str) -> bool:
+    try:
+        return bool(torch.ones(1, device=name).add(1).item() == 2)
+    except (RuntimeError, AssertionError):  # torch without CUDA raises AssertionError
+        return False
+
+
+def _seen() -> str:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    return f"{count} CUDA device(s)" if count else "no CUDA device"
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next(
+        (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )

@@ -1,0 +1,35 @@
+"""Bytes that a model takes when it is stored: float, or packed with its scales and zero points.
+The file format itself is export/'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+
+
+def size_bytes(model: nn.Module) -> int:
+    """What storing the model's tensors takes, headers left out.
+
+    A float model: its parameters and buffers. A QuantizedModel: each quantized weight's codes packed at their bits (a
+    tensor is filled up to whole bytes), int32 biases, every quantizer's storage, and in float what is left in float.
+    """
+    if not isinstance(model, QuantizedModel):
+        return _bytes([*model.parameters(), *model.buffers()])
+    quantized = {site.node: site.quantizer for site in model.sites if site.quantizer is not None}
+    codes = left = 0
+    for name, parameter in model.named_parameters():
+        if name in quantized:
+            codes += -(-parameter.numel() * quantized[name].bits // 8)
+        else:
+            left += _bytes([parameter])
+    in_quantizers = {id(buffer) for quantizer in quantized.values() for buffer in quantizer.buffers()}
+    left += _bytes(buffer for buffer in model.buffers() if id(buffer) not in in_quantizers)
+    return codes + left + sum(_bytes(site.quantizer.storage().values()) for site in model.sites if site.quantizer)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

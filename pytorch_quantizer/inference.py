@@ -1,0 +1,149 @@
+"""The main job, end to end: load a network and images, quantize, evaluate beside float32, and report.
+scripts/run_inference.py is its command line; each step lives in its own stage's folder.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import Tensor, nn
+
+from pytorch_quantizer.data import ImageDataset, calibration_loader, has_split, load_dataset, make_loader
+from pytorch_quantizer.environment import choose_device, machine, versions
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.evaluation import Evaluation, evaluate, layer_table, measure_latency, size_bytes
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
+from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantize import quantize
+
+LATENCY_IMAGES = 32
+LAYER_IMAGES = 16  # every tensor of them is held in memory at once, of two models
+DEFAULT_ARCH = {"imagenet": "resnet50", "folder": "resnet50"}  # elsewhere the CIFAR ResNet-20
+BUNDLED = {("digits", "resnet20"): "digits_resnet20"}
+
+
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class InferenceConfig:
+    """What to run; the comment beside each field is its flag's help. The recipe itself is the recipe's business."""
+
+    dataset: str = _option("digits", "digits (embedded), mnist, cifar10, imagenet, or folder (any ImageFolder)")
+    data: Path | None = _option(None, "the data set's folder (imagenet: default ~/datasets/ILSVRC2012)")
+    arch: str | None = _option(None, "resnet20 … resnet110 (CIFAR), or any torchvision classification model")
+    checkpoint: Path | None = _option(None, "weights: .safetensors, .pth, .th; default: bundled, else torchvision's")
+    calibration_samples: int = _option(1024, "images that ranges are chosen from, drawn from the training split")
+    batch_size: int = _option(128, "images a batch")
+    limit: int | None = _option(None, "evaluate this many images, spread evenly over the data set")
+    device: str | None = _option(None, "cpu, cuda or cuda:N; default: the GPU if it works")
+    seed: int = _option(0, "of the calibration draw")
+    strict: bool = _option(False, "stop at a module that can't be captured instead of leaving it in float")
+    skip_corrupt: bool = _option(False, "pass over images that can't be decoded, and count them")
+    output: Path | None = _option(
+        None, "folder for result.json, layers.csv, layers.html; default: results/DATASET_ARCH_RECIPE"
+    )
+
+
+@dataclass(frozen=True)
+class InferenceResult:
+    """What came out. record: result.json's content. layers: layers.csv's. model: the simulated model."""
+
+    record: dict[str, Any]
+    layers: pd.DataFrame
+    model: QuantizedModel
+
+
+def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
+    """Quantize and evaluate. Raises InputError for whatever in ``config`` or ``recipe`` can't be carried out."""
+    device = choose_device(config.device)
+    test, calibration, source = load_images(config)
+    model = load_model(config, test).to(device)
+    batches = calibration_loader(
+        calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed
+    )
+    quantized = quantize(model, recipe, batches, strict=config.strict)
+    evaluation = evaluate(
+        quantized, make_loader(test, config.batch_size, limit=config.limit), reference=model, device=device
+    )
+    images = next(iter(batches))[0].to(device)
+    record = {
+        "dataset": config.dataset,
+        "arch": arch_of(config),
+        "samples": evaluation.samples,
+        "seed": config.seed,
+        "deployable": recipe.deployable,
+        "recipe": asdict(recipe),
+        "calibration": {"split": source, "samples": min(config.calibration_samples, len(calibration))},
+        "skipped_images": [str(path) for path in (*test.skipped, *calibration.skipped)],
+        **_both(model, quantized, evaluation, images),
+        "versions": versions(),
+        "machine": machine(device),
+    }
+    return InferenceResult(record, layer_table(quantized, model, images[:LAYER_IMAGES]), quantized)
+
+
+def arch_of(config: InferenceConfig) -> str:
+    """The network that is asked for, or the data set's usual one."""
+    return config.arch or DEFAULT_ARCH.get(config.dataset, "resnet20")
+
+
+def load_images(config: InferenceConfig) -> tuple[ImageDataset, ImageDataset, str]:
+    """(test images, calibration images, the split these come from): the training split, where there is one."""
+    preprocessing = default_preprocessing(arch_of(config), config.dataset)
+    source = "train" if has_split(config.dataset, config.data, "train") else "test"
+    test, calibration = (
+        load_dataset(
+            config.dataset, config.data, split=split, preprocessing=preprocessing, skip_corrupt=config.skip_corrupt
+        )
+        for split in ("test", source)
+    )
+    return test, calibration, source
+
+
+def load_model(config: InferenceConfig, images: ImageDataset) -> nn.Module:
+    """The network with trained weights. Raises InputError where there are none: random ones would mean nothing."""
+    arch = arch_of(config)
+    checkpoint = config.checkpoint
+    if checkpoint is None and (config.dataset, arch) in BUNDLED:
+        checkpoint = bundled_checkpoint(BUNDLED[config.dataset, arch])
+    if checkpoint is None and config.dataset != "imagenet":
+        raise InputError(
+            f"no weights for {arch} on {config.dataset}: give --checkpoint FILE (scripts/train.py makes one)"
+        )
+    return create_model(
+        arch,
+        num_classes=images.num_classes,
+        in_channels=images.in_channels,
+        checkpoint=checkpoint,
+        pretrained=checkpoint is None,
+    )
+
+
+def _both(model: nn.Module, quantized: QuantizedModel, evaluation: Evaluation, images: Tensor) -> dict[str, Any]:
+    """The entries fp32 and quantized of the record."""
+    assert evaluation.reference is not None
+    timed = images[:LATENCY_IMAGES]
+    return {
+        "fp32": _measures(model, evaluation.reference, timed) | {"execution": "float32"},
+        "quantized": _measures(quantized, evaluation, timed)
+        | {"agreement": evaluation.agreement, "execution": "simulated"},
+    }
+
+
+def _measures(model: nn.Module, evaluation: Evaluation, images: Tensor) -> dict[str, Any]:
+    """Rates as fractions of 1, macro averages under the plain names; latency of one batch; bytes as stored."""
+    rates: dict[str, Any] = {"top1": evaluation.top1, "top5": evaluation.top5}
+    rates["top1_interval"] = list(evaluation.top1_interval)
+    for name in ("precision", "recall", "f1"):
+        averages: dict[str, float] = getattr(evaluation, name)
+        rates[name] = averages["macro"]
+        rates |= {f"{name}_{average}": averages[average] for average in ("micro", "weighted")}
+    latency = measure_latency(model, images)
+    measured = {"latency_ms": latency.median_ms, "latency_batch": latency.batch_size, "latency_label": latency.label}
+    return rates | measured | {"size_bytes": size_bytes(model)}

@@ -1,0 +1,85 @@
+"""What people read of a run: the table on the screen, and result.json, layers.csv and layers.html in a folder.
+The numbers come from inference.py; nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from bokeh.embed import file_html
+from bokeh.models import ColumnDataSource, FactorRange, HoverTool
+from bokeh.plotting import figure
+from bokeh.resources import INLINE
+
+from pytorch_quantizer.atomic import write_atomically
+from pytorch_quantizer.inference import InferenceResult
+
+RATES = {"top-1": "top1", "top-5": "top5", "precision": "precision", "recall": "recall", "F1": "f1"}
+COLOURS = {"weight": "#4477aa", "input": "#ee6677", "activation": "#ee6677", "residual": "#ccbb44"}
+
+
+def result_table(record: dict[str, Any]) -> str:
+    """float32 beside quantized, a line a measure, as text."""
+    fp32, quantized = record["fp32"], record["quantized"]
+    rows = [
+        (name, f"{fp32[key]:.2%}", f"{quantized[key]:.2%}", f"{100 * (quantized[key] - fp32[key]):+.2f} points")
+        for name, key in RATES.items()
+    ]
+    rows.insert(1, ("  95 % interval", _interval(fp32), _interval(quantized), ""))
+    rows.append(("same prediction", "", f"{quantized['agreement']:.2%}", ""))
+    size, latency = (quantized[key] / fp32[key] for key in ("size_bytes", "latency_ms"))
+    rows.append(("size, as stored", _bytes(fp32), _bytes(quantized), f"{size:.2f} x"))
+    name = f"latency, batch of {fp32['latency_batch']}"
+    rows.append((name, f"{fp32['latency_ms']:.1f} ms", f"{quantized['latency_ms']:.1f} ms", f"{latency:.2f} x"))
+    rows.append(("runs as", fp32["execution"], quantized["execution"], ""))
+    lines = [f"{name:<22}{a:>20}{b:>20}   {c}" for name, a, b, c in [("", "float32", "quantized", "difference"), *rows]]
+    return "\n".join([_heading(record), *lines])
+
+
+def write_report(result: InferenceResult, folder: Path) -> None:
+    """Write result.json, layers.csv and layers.html, each whole or not at all."""
+    text = json.dumps(result.record, indent=2, allow_nan=False)
+    write_atomically(folder / "result.json", f"{text}\n".encode())
+    write_atomically(folder / "layers.csv", result.layers.to_csv(index=False).encode())
+    write_atomically(folder / "layers.html", layer_picture(result.layers, _heading(result.record)).encode())
+
+
+def layer_picture(layers: pd.DataFrame, title: str) -> str:
+    """An HTML page that needs no network: each quantized tensor's SQNR, its own and accumulated, in order."""
+    shown = layers[layers["sqnr_db"].notna() & (layers["kind"] != "bias")]
+    shown = shown.assign(**{name: shown[name].clip(upper=120) for name in ("sqnr_db", "accumulated_sqnr_db")})
+    names = list(dict.fromkeys(shown["name"]))
+    plot = figure(x_range=FactorRange(*names), height=520, width=max(700, 16 * len(names)), title=title, y_axis_label="SQNR (dB)")
+    for kind, rows in shown.groupby("kind", sort=False):
+        source = ColumnDataSource(rows)
+        plot.vbar("name", 0.8, "sqnr_db", source=source, color=COLOURS[str(kind)], legend_label=f"{kind}, by itself")
+    plot.scatter(
+        "name", "accumulated_sqnr_db", source=ColumnDataSource(shown), color="black", legend_label="accumulated"
+    )
+    columns = ("name", "type", "low", "high", "clipped_fraction", "sqnr_db", "accumulated_sqnr_db")
+    plot.add_tools(HoverTool(tooltips=[(column, f"@{column}") for column in columns]))
+    plot.xaxis.major_label_orientation = math.pi / 3
+    plot.legend.click_policy = "hide"
+    return file_html(plot, INLINE, title=title)
+
+
+def _heading(record: dict[str, Any]) -> str:
+    recipe = record["recipe"]
+    deployable = "deployable" if record["deployable"] else "not deployable"
+    return (
+        f"{record['arch']} on {record['dataset']}, {record['samples']} images: weights {recipe['weights']}, "
+        f"activations {recipe['activations']}, clip {recipe['clip']}, {deployable}"
+    )
+
+
+def _interval(entry: dict[str, Any]) -> str:
+    low, high = entry["top1_interval"]
+    return f"{low:.2%} – {high:.2%}"
+
+
+def _bytes(entry: dict[str, Any]) -> str:
+    return f"{entry['size_bytes']:,} B"
