@@ -45,6 +45,7 @@ def parse(arguments: list[str] | None) -> TrainingConfig:
         description=__doc__,
         parser_mode="commented_yaml",
         exit_on_error=False,
+        allow_abbrev=False,
         formatter_class=HelpFormatter,
     )
     return config

@@ -26,7 +26,7 @@ def images_of(*shape, seed=0):
 
 class TestRegistry:
     def test_an_unknown_data_set_is_answered_with_the_known_ones(self):
-        with pytest.raises(InputError, match="unknown data set 'cifar'.*digits, mnist, cifar10, imagenet, folder"):
+        with pytest.raises(InputError, match=r"unknown data set 'cifar'.*digits, mnist, cifar10, imagenet, folder"):
             load_dataset("cifar")
 
     def test_an_unknown_split_is_an_input_error(self):

@@ -1,0 +1,86 @@
+"""scripts/train.py: flags over config over defaults; a user's mistake is one line on stderr and exit code 2."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from pytorch_quantizer.training import Augmentation, TrainingConfig
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_script", SCRIPTS / "train.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class TestSettings:
+    def test_nothing_given_is_the_defaults(self, script):
+        assert script.parse([]) == TrainingConfig()
+
+    def test_flags_win_over_the_file_and_the_file_over_the_defaults(self, script):
+        config = script.parse(["--config", str(SCRIPTS / "configs" / "digits_resnet20.yaml"), "--epochs", "3"])
+        assert config.epochs == 3
+        assert config.threads == 2
+        assert config.augmentation == Augmentation(shift=1, rotation=12, scaling=0.1)
+
+    def test_json_with_comments(self, script, tmp_path):
+        file = tmp_path / "config.json"
+        file.write_text(json.dumps({"_comment": "why", "epochs": 7, "augmentation": {"_comment": "x", "flip": True}}))
+        config = script.parse(["--config", str(file)])
+        assert config == TrainingConfig(epochs=7, augmentation=Augmentation(flip=True))
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (["--epochs", "0"], "epochs must be at least 1, got 0"),
+            (["--epochs", "many"], "many"),
+            (["--epoch", "3x"], "3x"),
+            (["--nonsense", "1"], "nonsense"),
+            (["--config", "absent.yaml"], "absent.yaml"),
+            (["--dataset", "svhn"], "unknown data set 'svhn'"),
+            (["--arch", "resnet21"], "unknown arch 'resnet21': did you mean"),
+            (["--dataset", "mnist", "--data", "absent"], "absent is not a folder"),
+            (["--augmentation.scaling", "2"], "scaling in [0, 1)"),
+        ],
+    )
+    def test_one_line_and_exit_code_2(self, script, tmp_path, monkeypatch, capsys, arguments, said):
+        monkeypatch.chdir(tmp_path)
+        assert script.main(arguments) == 2
+        output = capsys.readouterr()
+        assert output.out == ""
+        assert output.err.count("\n") == 1
+        assert output.err.startswith("train.py: ")
+        assert said in output.err
+
+    def test_unknown_settings_in_a_file(self, script, tmp_path, capsys):
+        (tmp_path / "config.yaml").write_text("epoches: 3\n")
+        assert script.main(["--config", str(tmp_path / "config.yaml")]) == 2
+        assert "epoches" in capsys.readouterr().err
+
+    def test_a_file_that_is_no_yaml(self, script, tmp_path, capsys):
+        (tmp_path / "config.yaml").write_text("a: [1, 2\n")
+        assert script.main(["--config", str(tmp_path / "config.yaml")]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+    def test_a_bug_keeps_its_traceback(self, script, monkeypatch):
+        def bug(config):
+            raise ZeroDivisionError
+
+        monkeypatch.setattr(script, "train", bug)
+        with pytest.raises(ZeroDivisionError):
+            script.main([])
+
+
+def test_trains_and_says_what_came_out(script, tmp_path, capsys):
+    output = tmp_path / "model.safetensors"
+    assert script.main(["--epochs", "1", "--device", "cpu", "--output", str(output)]) == 0
+    assert "test: top-1 " in capsys.readouterr().out
+    assert output.is_file()
