@@ -1,45 +1,35 @@
 """Train a float network on a data set and write its weights as safetensors, with what was measured as JSON beside it.
 
-python scripts/train.py                                                     # digits, ResNet-20: about three minutes
+python scripts/train.py                                                     # digits, ResNet-20: half a minute
 python scripts/train.py --config scripts/configs/digits_resnet20.yaml       # the checkpoint that the package ships
 python scripts/train.py --dataset cifar10 --data PATH --arch resnet20 --output runs/cifar10.safetensors
 """
 
-import argparse
 import sys
 from typing import Any
 
 import jsonargparse
 import yaml
 
-from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.command_line import HelpFormatter, run
 from pytorch_quantizer.training import TrainingConfig, train
 
 
-class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Types and defaults beside each flag; the description as it is written."""
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Train as the flags and the config say; return the exit code: 2 for a mistake in what was given."""
-    try:
-        report = train(parse(arguments))
-    except (InputError, argparse.ArgumentError) as error:
-        print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+def main(arguments: list[str] | None = None) -> None:
+    """Train as the flags and the config say and print what came out."""
+    report = train(parse(sys.argv[1:] if arguments is None else arguments))
     test = report["test"]
     scores = ", ".join(f"{name} {test[name]['macro']:.4f}" for name in ("precision", "recall", "f1"))
     print(f"test: top-1 {test['top1']:.2%} of {test['samples']} images; macro {scores}")
     print(f"wrote {report['config']['output']} and the report beside it (.json) after {report['seconds']:.0f} s")
-    return 0
 
 
-def parse(arguments: list[str] | None) -> TrainingConfig:
+def parse(arguments: list[str]) -> TrainingConfig:
     """Read flags over config file over defaults; keys that start with '_' are comments."""
     jsonargparse.set_loader("commented_yaml", load_commented_yaml, exceptions=(yaml.YAMLError,))
     config: TrainingConfig = jsonargparse.auto_cli(
         TrainingConfig,
-        args=arguments,
+        args=[_underscored(argument) for argument in arguments],
         as_positional=False,
         prog="train.py",
         description=__doc__,
@@ -49,6 +39,12 @@ def parse(arguments: list[str] | None) -> TrainingConfig:
         formatter_class=HelpFormatter,
     )
     return config
+
+
+def _underscored(argument: str) -> str:
+    """Let --batch-size mean --batch_size, which is what a config file calls it."""
+    flag, equals, value = argument.partition("=")
+    return (flag.replace("-", "_").replace("__", "--", 1) if flag.startswith("--") else flag) + equals + value
 
 
 def load_commented_yaml(text: str) -> Any:
@@ -63,4 +59,4 @@ def _without_comments(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run("train.py", main)

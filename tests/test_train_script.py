@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pytorch_quantizer.command_line import run
 from pytorch_quantizer.training import Augmentation, TrainingConfig
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -19,6 +20,12 @@ def script():
     return module
 
 
+def exit_code(script, arguments):
+    with pytest.raises(SystemExit) as stop:
+        run("train.py", lambda: script.main(arguments))
+    return stop.value.code
+
+
 class TestSettings:
     def test_nothing_given_is_the_defaults(self, script):
         assert script.parse([]) == TrainingConfig()
@@ -28,6 +35,10 @@ class TestSettings:
         assert config.epochs == 3
         assert config.threads == 2
         assert config.augmentation == Augmentation(shift=1, rotation=12, scaling=0.1)
+
+    def test_dashes_and_underscores_mean_the_same(self, script):
+        dashed = script.parse(["--batch-size", "8", "--learning-rate=1e-2", "--weight_decay", "-0"])
+        assert dashed == TrainingConfig(batch_size=8, learning_rate=0.01, weight_decay=0)
 
     def test_json_with_comments(self, script, tmp_path):
         file = tmp_path / "config.json"
@@ -53,21 +64,21 @@ class TestMistakes:
     )
     def test_one_line_and_exit_code_2(self, script, tmp_path, monkeypatch, capsys, arguments, said):
         monkeypatch.chdir(tmp_path)
-        assert script.main(arguments) == 2
+        assert exit_code(script, arguments) == 2
         output = capsys.readouterr()
         assert output.out == ""
         assert output.err.count("\n") == 1
-        assert output.err.startswith("train.py: ")
+        assert output.err.startswith("train.py: error: ")
         assert said in output.err
 
     def test_unknown_settings_in_a_file(self, script, tmp_path, capsys):
         (tmp_path / "config.yaml").write_text("epoches: 3\n")
-        assert script.main(["--config", str(tmp_path / "config.yaml")]) == 2
+        assert exit_code(script, ["--config", str(tmp_path / "config.yaml")]) == 2
         assert "epoches" in capsys.readouterr().err
 
     def test_a_file_that_is_no_yaml(self, script, tmp_path, capsys):
         (tmp_path / "config.yaml").write_text("a: [1, 2\n")
-        assert script.main(["--config", str(tmp_path / "config.yaml")]) == 2
+        assert exit_code(script, ["--config", str(tmp_path / "config.yaml")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
     def test_a_bug_keeps_its_traceback(self, script, monkeypatch):
@@ -76,11 +87,11 @@ class TestMistakes:
 
         monkeypatch.setattr(script, "train", bug)
         with pytest.raises(ZeroDivisionError):
-            script.main([])
+            run("train.py", lambda: script.main([]))
 
 
 def test_trains_and_says_what_came_out(script, tmp_path, capsys):
     output = tmp_path / "model.safetensors"
-    assert script.main(["--epochs", "1", "--device", "cpu", "--output", str(output)]) == 0
+    script.main(["--epochs", "1", "--device", "cpu", "--output", str(output)])
     assert "test: top-1 " in capsys.readouterr().out
     assert output.is_file()

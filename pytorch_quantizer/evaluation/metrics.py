@@ -76,8 +76,8 @@ def evaluate(
 
     `reference`'s own numbers are in the result's `.reference`. `device` None: where the model is; both models are
     moved there. Models run in eval mode and are left in the mode they came in.
-    Raises InputError for a loader without images, labels that the model has no output for, and logits that are NaN
-    or infinite, which no accuracy could be trusted with.
+    Raises InputError for a loader without images, outputs that aren't logits [N, classes], labels that the model has
+    no output for, and logits that are NaN or infinite, which no accuracy could be trusted with.
     """
     device = torch.device(device) if device is not None else _device_of(model)
     models = [model] if reference is None else [model, reference]
@@ -120,6 +120,9 @@ def _run(
 @torch.inference_mode()
 def _answer(model: nn.Module, images: Tensor, labels: Tensor) -> _Answers:
     logits = model(images)
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"evaluate needs a model that gives logits [{len(labels)}, classes], got {got}")
     classes = logits.shape[1]
     if int(labels.max()) >= classes:
         raise InputError(f"the model has {classes} outputs, but there is an image of class {int(labels.max())}")

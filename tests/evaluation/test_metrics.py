@@ -148,6 +148,22 @@ class TestNeverAWrongNumber:
         with pytest.raises(InputError, match="the model has 5 outputs, but there is an image of class 7"):
             evaluate(Given(), batches(logits[:, :5], labels))
 
+    @pytest.mark.parametrize(
+        ("output", "said"),
+        [
+            (lambda x: (x, x), "got tuple"),
+            (lambda x: x.flatten(), r"got \[808\]"),
+            (lambda x: x[:3], r"logits \[101, classes\], got \[3, 8\]"),
+        ],
+    )
+    def test_outputs_that_are_no_logits(self, noisy, output, said):
+        class Other(nn.Module):
+            def forward(self, x):
+                return output(x)
+
+        with pytest.raises(InputError, match=said):
+            evaluate(Other(), batches(*noisy, size=101))
+
     def test_batch_norm_and_dropout_are_in_eval_mode_and_the_mode_is_restored(self):
         model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5))
         model.train()
