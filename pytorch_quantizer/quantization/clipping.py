@@ -68,8 +68,8 @@ CLIPPINGS: dict[str, Callable[[TensorStatistics, int, Domain], Range]] = {
 
 def check_clipping(method: str) -> str:
     """The method itself. Raises InputError that lists the known ones where it is none of them."""
-    if method not in CLIPPINGS:
-        close = difflib.get_close_matches(method, CLIPPINGS, n=1)
+    if not isinstance(method, str) or method not in CLIPPINGS:
+        close = difflib.get_close_matches(str(method), CLIPPINGS, n=1)
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         raise InputError(f"clip must be one of {', '.join(CLIPPINGS)}, got {method!r}{hint}")
     return method

@@ -22,8 +22,8 @@ def grid_limits(bits: int, *, signed: bool, narrow: bool = False) -> tuple[int, 
 
     Raises InputError where bits is not 1 to 16, or narrow is asked of an unsigned or a 1-bit grid.
     """
-    if not 1 <= bits <= MAX_BITS:
-        raise InputError(f"bits must be between 1 and {MAX_BITS}, got {bits}")
+    if not isinstance(bits, int) or not 1 <= bits <= MAX_BITS:
+        raise InputError(f"bits must be a whole number between 1 and {MAX_BITS}, got {bits}")
     if not signed:
         if narrow:
             raise InputError("narrow=True leaves out the lowest signed code; it needs signed=True")
@@ -61,10 +61,9 @@ class QParams:
                 f"with axis={self.axis}, scale and zero_point must have shape {'[]' if dims == 0 else '[C]'}, "
                 f"got {list(self.scale.shape)} and {list(self.zero_point.shape)}"
             )
-        if not bool(torch.all((self.scale > 0) & torch.isfinite(self.scale))):
-            raise InputError("scale must be positive and finite everywhere")
-        if not bool(torch.all((self.zero_point >= qmin) & (self.zero_point <= qmax))):
-            raise InputError(f"zero_point must lie in [{qmin}, {qmax}]")
+        _check_all((self.scale > 0) & torch.isfinite(self.scale), self.scale, "scale must be positive and finite")
+        inside = (self.zero_point >= qmin) & (self.zero_point <= qmax)
+        _check_all(inside, self.zero_point, f"zero_point must lie in [{qmin}, {qmax}]")
 
     @property
     def qmin(self) -> int:
@@ -112,8 +111,17 @@ class QParams:
 def _check_range(lo: Tensor, hi: Tensor) -> None:
     if not bool(torch.all(torch.isfinite(lo) & torch.isfinite(hi))):
         raise InputError("a clipping range must be finite; the tensor holds NaN or infinite values")
+    lo, hi = torch.broadcast_tensors(lo, hi)
     if bool(torch.any(lo > hi)):
-        raise InputError("a clipping range [lo, hi] needs lo <= hi")
+        first = int((lo > hi).flatten().nonzero()[0])
+        shown = f"[{lo.flatten()[first].item()}, {hi.flatten()[first].item()}]"
+        raise InputError(f"a clipping range [lo, hi] needs lo <= hi, got {shown}")
+
+
+def _check_all(good: Tensor, values: Tensor, rule: str) -> None:
+    """Raise InputError that gives the first value which breaks the rule."""
+    if not bool(good.all()):
+        raise InputError(f"{rule}, got {values[~good].flatten()[0].item()}")
 
 
 def _round_scale(scale: Tensor, lo: Tensor, hi: Tensor) -> Tensor:

@@ -44,6 +44,8 @@ class Override:
 
     def __post_init__(self) -> None:
         """Check each setting that is given."""
+        if not isinstance(self.layers, str):
+            raise InputError(f"an override's layers must be a pattern, got {self.layers!r}")
         for number_type in (self.weights, self.activations):
             if number_type is not None:
                 NumberType.parse(number_type)
@@ -80,7 +82,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         """Check every field, so that a Recipe that exists is one that can be carried out."""
-        for number_type in (self.weights, self.activations, self.residual, self.first, self.last):
+        for number_type in (self.weights, self.activations):
+            NumberType.parse(number_type)
+        for number_type in (self.residual, self.first, self.last):
             if number_type is not None:
                 NumberType.parse(number_type)
         check_clipping(self.clip)
@@ -91,8 +95,19 @@ class Recipe:
         _check_member("weight_granularity", self.weight_granularity, GRANULARITIES)
         _check_member("bias", self.bias, BIASES)
         _check_member("rounding", self.rounding, ops.ROUNDINGS)
+        self._check_plain_fields()
         object.__setattr__(self, "overrides", tuple(_as_override(entry) for entry in self.overrides))
         self._check_deployable()
+
+    def _check_plain_fields(self) -> None:
+        """Names and switches: YAML makes numbers of some and text of others, and a text "false" would count as true."""
+        for name in ("wide_residual", "weight_symmetric", "weight_narrow", "activation_symmetric", "deployable"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if not isinstance(self.name, str):
+            raise InputError(f"name must be text, got {self.name!r}; quote it")
+        if not isinstance(self.overrides, list | tuple):
+            raise InputError(f"overrides must be a list of mappings that hold 'layers', got {self.overrides!r}")
 
     def _check_deployable(self) -> None:
         for name, value, needed in (("bias", self.bias, "int32"), ("rounding", self.rounding, "half_even")):
@@ -125,7 +140,10 @@ class Recipe:
         for key in values:
             if key not in known:
                 raise InputError(f"{source}: unknown recipe field {key!r}{_did_you_mean(str(key), known)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except InputError as error:
+            raise InputError(f"{source}: {error}") from error
 
     def to_yaml(self) -> str:
         """Every field, as YAML that ``from_yaml`` reads back equal."""
@@ -161,14 +179,15 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read the recipe {path}: it is not UTF-8 text") from error
 
 
 def _as_override(entry: Override | dict[str, Any]) -> Override:
     if isinstance(entry, Override):
         return entry
     known = [f.name for f in fields(Override)]
-    unknown = [key for key in entry if key not in known]
-    if unknown or "layers" not in entry:
+    if not isinstance(entry, dict) or "layers" not in entry or any(key not in known for key in entry):
         raise InputError(f"an override needs 'layers' and may hold {', '.join(known[1:])}; got {entry}")
     return Override(**entry)
 

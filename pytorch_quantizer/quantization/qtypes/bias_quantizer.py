@@ -51,6 +51,10 @@ class BiasQuantizer(Quantizer):
         """Nothing: both factors are stored already."""
         return {}
 
+    def restore(self, storage: dict[str, Tensor]) -> Self:
+        """Nothing to take back: both factors came with ``__init__``."""
+        return self
+
     def range(self) -> tuple[Tensor, Tensor]:
         """What int32 codes can represent."""
         return INT32.min * self.scale, INT32.max * self.scale

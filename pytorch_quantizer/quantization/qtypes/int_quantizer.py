@@ -14,6 +14,8 @@ from pytorch_quantizer.quantization.qparams import QParams, grid_limits
 from pytorch_quantizer.quantization.qtypes.quantizer import Quantizer
 from pytorch_quantizer.quantization.statistics import TensorStatistics
 
+UNFITTED = "the quantizer has no grid yet; call fit(tensor or statistics) first"
+
 
 class IntQuantizer(Quantizer):
     """y = (clamp(round(x / s) + z, qmin, qmax) − z) · s, per tensor or per channel along ``axis``.
@@ -64,7 +66,7 @@ class IntQuantizer(Quantizer):
     def qparams(self) -> QParams:
         """The grid. Raises InputError before ``fit``."""
         if self.scale is None or self.zero_point is None:
-            raise InputError("the quantizer has no grid yet; call fit(tensor or statistics) first")
+            raise InputError(UNFITTED)
         return QParams(self.scale, self.zero_point, self.bits, self.signed, self.narrow, self.axis)
 
     @qparams.setter
@@ -86,6 +88,8 @@ class IntQuantizer(Quantizer):
 
     def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
         """Simulate. ``inplace`` overwrites x if no gradient is needed; the graph asks it where nobody else reads x."""
+        if self.scale is None:
+            raise InputError(UNFITTED)
         op = ops.fake_quantize_ if inplace and not x.requires_grad else ops.fake_quantize
         return op(x, self.scale, self.zero_point, self.qmin, self.qmax, axis=self.axis, **self._rounding(x))
 
@@ -109,6 +113,13 @@ class IntQuantizer(Quantizer):
         """Scale, and the zero point of an affine grid."""
         q = self.qparams
         return {"scale": q.scale} if self.symmetric else {"scale": q.scale, "zero_point": q.zero_point}
+
+    def restore(self, storage: dict[str, Tensor]) -> Self:
+        """The grid of a stored scale and zero point, 0 where none is stored. Raises InputError where they don't fit."""
+        scale = storage["scale"]
+        zero_point = storage.get("zero_point", torch.zeros_like(scale, dtype=torch.int32))
+        self.qparams = QParams(scale, zero_point, self.bits, self.signed, self.narrow, self.axis)
+        return self
 
     def range(self) -> tuple[Tensor, Tensor]:
         """[(qmin − z)·s, (qmax − z)·s]."""

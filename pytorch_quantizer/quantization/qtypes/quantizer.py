@@ -37,6 +37,10 @@ class Quantizer(nn.Module, ABC):
         """What a file must hold to rebuild the quantizer, beside the codes; its bytes are part of the reported size."""
 
     @abstractmethod
+    def restore(self, storage: dict[str, Tensor]) -> Self:
+        """Take the grid back from what ``storage`` returned, instead of ``fit``; returns self."""
+
+    @abstractmethod
     def range(self) -> tuple[Tensor, Tensor]:
         """The lowest and the highest representable value, each [] or [C], float32."""
 
