@@ -1,0 +1,177 @@
+"""Recipes: equal to their YAML, checked when they are made, wrong in one clear line."""
+
+import pytest
+import yaml
+
+from pytorch_quantizer import InputError, Override, Recipe
+from pytorch_quantizer.quantization.recipe import list_recipes
+
+ODD = Recipe(
+    name="odd",
+    weights="int3",
+    activations="int16",
+    residual=None,
+    first=None,
+    last="float32",
+    wide_residual=True,
+    clip="gaussian",
+    weight_clip="laplace",
+    weight_granularity="per_tensor",
+    weight_symmetric=False,
+    weight_narrow=False,
+    activation_symmetric=True,
+    bias="float32",
+    rounding="half_away",
+    deployable=False,
+    overrides=(Override("layer1.*", weights="int8", clip="minmax"), Override("fc", activations="float32")),
+)
+
+
+class TestYaml:
+    @pytest.mark.parametrize(
+        "recipe", [Recipe(), ODD, *map(Recipe.load, list_recipes())], ids=lambda recipe: recipe.name
+    )
+    def test_round_trip(self, recipe, tmp_path):
+        assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+        recipe.save(tmp_path / "recipe.yaml")
+        assert Recipe.load(tmp_path / "recipe.yaml") == recipe
+        assert Recipe.load(str(tmp_path / "recipe.yaml")) == recipe
+
+    def test_no_field_is_at_its_default_in_the_odd_one(self):
+        assert not {k for k, v in vars(ODD).items() if v == vars(Recipe())[k]}, (
+            "the round trip must exercise each field"
+        )
+
+    def test_holds_every_field_and_nothing_but_plain_values(self):
+        values = yaml.safe_load(ODD.to_yaml())
+        assert list(values) == list(vars(ODD))
+        assert values["overrides"][0] == {"layers": "layer1.*", "weights": "int8", "clip": "minmax"}
+
+    def test_absent_fields_keep_their_defaults(self):
+        assert Recipe.from_yaml("weights: int4") == Recipe(weights="int4")
+        assert Recipe.from_yaml("") == Recipe()
+
+    def test_without_a_suffix(self, tmp_path):
+        (tmp_path / "mine").write_text("name: mine\n")
+        assert Recipe.load(tmp_path / "mine").name == "mine"
+
+
+class TestShipped:
+    def test_are_there(self):
+        assert {"w8a8", "w8a8_aciq", "w8a4", "w8a4_aciq"} <= set(list_recipes())
+
+    @pytest.mark.parametrize("name", list_recipes())
+    def test_load_under_their_own_name_and_run_in_integers(self, name):
+        recipe = Recipe.load(name)
+        assert recipe.name == name
+        assert recipe.deployable
+
+    def test_say_what_their_name_says(self):
+        recipe = Recipe.load("w8a4_aciq")
+        assert (recipe.weights, recipe.activations, recipe.clip, recipe.bias) == ("int8", "int4", "laplace", "int32")
+
+
+class TestFields:
+    def test_replace(self):
+        assert Recipe().replace(weights="int4").weights == "int4"
+        with pytest.raises(InputError, match=r"unknown recipe field 'weight'.*did you mean 'weights'"):
+            Recipe().replace(weight="int4")
+        with pytest.raises(InputError, match="clip must be one of"):
+            Recipe().replace(clip="none")
+
+    def test_overrides_may_be_written_as_mappings(self):
+        assert Recipe(overrides=[{"layers": "a", "weights": "int2"}]).overrides == (Override("a", weights="int2"),)
+
+    def test_matching_overrides_in_order(self):
+        overrides = (Override("layer1.*"), Override("*.conv2"), Override("fc"))
+        recipe = Recipe(overrides=overrides)
+        assert recipe.matching("layer1.0.conv2") == [*overrides[:2]]
+        assert recipe.matching("fc") == [overrides[2]]
+        assert recipe.matching("FC") == recipe.matching("fc1") == []
+
+    def test_frozen(self):
+        with pytest.raises(AttributeError):
+            Recipe().weights = "int4"
+
+    @pytest.mark.parametrize(
+        ("field", "value"), [("bias", "float32"), ("rounding", "half_away"), ("rounding", "stochastic")]
+    )
+    def test_deployable_admits_only_what_integer_kernels_run(self, field, value):
+        with pytest.raises(InputError, match=rf"{field}='{value}' can't run in integer kernels; set deployable: false"):
+            Recipe(**{field: value})
+        assert getattr(Recipe(deployable=False, **{field: value}), field) == value
+
+
+class TestRefusals:
+    """One line, with the field, the rule and the value; from a file, with the file."""
+
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("weights", "int0", "bits must be between 1 and 16, got 0"),
+            ("weights", "uint8", "a number type must be one of int1 … int16 or float32, got 'uint8'"),
+            ("weights", 4, "a number type must be one of int1 … int16 or float32, got 4"),
+            ("weights", None, "a number type must be one of int1 … int16 or float32, got None"),
+            ("activations", None, "a number type must be one of int1 … int16 or float32, got None"),
+            ("residual", "int17", "bits must be between 1 and 16, got 17"),
+            ("first", "eight", "a number type must be"),
+            ("last", "eight", "a number type must be"),
+            ("clip", "laplas", "clip must be one of minmax, laplace, gaussian, got 'laplas' (did you mean 'laplace'?)"),
+            ("weight_clip", 7, "clip must be one of minmax, laplace, gaussian, got 7"),
+            (
+                "weight_granularity",
+                "channel",
+                "weight_granularity must be one of per_tensor, per_channel, got 'channel'",
+            ),
+            ("bias", "int16", "bias must be one of int32, float32, got 'int16'"),
+            ("rounding", "even", "rounding must be one of half_even, half_away, stochastic, got 'even'"),
+            ("deployable", "false", "deployable must be true or false, got 'false'"),
+            ("weight_symmetric", 1, "weight_symmetric must be true or false, got 1"),
+            ("wide_residual", None, "wide_residual must be true or false, got None"),
+            ("name", 5, "name must be text, got 5"),
+            ("overrides", 3, "overrides must be a list"),
+            ("overrides", None, "overrides must be a list"),
+            ("overrides", {"layers": "a"}, "overrides must be a list"),
+            ("overrides", ["conv1"], "an override needs 'layers'"),
+            ("overrides", [{"weights": "int4"}], "an override needs 'layers'"),
+            ("overrides", [{"layers": "a", "bits": 4}], "an override needs 'layers' and may hold weights, activations"),
+            ("overrides", [{"layers": 3}], "an override's layers must be a pattern, got 3"),
+            ("overrides", [{"layers": "a", "weights": "int99"}], "bits must be between 1 and 16, got 99"),
+            ("overrides", [{"layers": "a", "clip": "no"}], "clip must be one of"),
+        ],
+    )
+    def test_values(self, field, value, message, tmp_path):
+        with pytest.raises(InputError) as direct:
+            Recipe(**{field: value})
+        assert message in str(direct.value)
+        (tmp_path / "bad.yaml").write_text(yaml.safe_dump({field: value}))
+        with pytest.raises(InputError) as from_file:
+            Recipe.load(tmp_path / "bad.yaml")
+        assert message in str(from_file.value)
+        assert "bad.yaml" in str(from_file.value)
+        assert "\n" not in str(from_file.value)
+
+    def test_unknown_field(self):
+        with pytest.raises(
+            InputError, match=r"mine\.yaml: unknown recipe field 'activation' .*did you mean 'activations'"
+        ):
+            Recipe.from_yaml("activation: int4", source="mine.yaml")
+        with pytest.raises(InputError, match=r"unknown recipe field 'zzz'; known: name, weights"):
+            Recipe.from_yaml("zzz: int4")
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [("- a\n- b", "must hold a mapping of recipe fields, got list"), ("a: [1", "is not YAML"), ("7", "got int")],
+    )
+    def test_not_a_recipe(self, text, message):
+        with pytest.raises(InputError, match=message):
+            Recipe.from_yaml(text)
+
+    def test_files(self, tmp_path):
+        with pytest.raises(InputError, match=r"cannot read the recipe .*absent\.yaml: No such file"):
+            Recipe.load(tmp_path / "absent.yaml")
+        with pytest.raises(InputError, match=r"no recipe named 'w8a5'; shipped are .*w8a4_aciq.*or give a YAML file"):
+            Recipe.load("w8a5")
+        (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+        with pytest.raises(InputError, match=r"cannot read the recipe .*binary\.yaml"):
+            Recipe.load(tmp_path / "binary.yaml")
