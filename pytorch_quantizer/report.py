@@ -53,7 +53,8 @@ def layer_picture(layers: pd.DataFrame, title: str) -> str:
     shown = layers[layers["sqnr_db"].notna() & (layers["kind"] != "bias")]
     shown = shown.assign(**{name: shown[name].clip(upper=120) for name in ("sqnr_db", "accumulated_sqnr_db")})
     names = list(dict.fromkeys(shown["name"]))
-    plot = figure(x_range=FactorRange(*names), height=520, width=max(700, 16 * len(names)), title=title, y_axis_label="SQNR (dB)")
+    width = max(700, 16 * len(names))
+    plot = figure(x_range=FactorRange(*names), height=520, width=width, title=title, y_axis_label="SQNR (dB)")
     for kind, rows in shown.groupby("kind", sort=False):
         source = ColumnDataSource(rows)
         plot.vbar("name", 0.8, "sqnr_db", source=source, color=COLOURS[str(kind)], legend_label=f"{kind}, by itself")

@@ -84,9 +84,9 @@ class Recipe:
         """Check every field, so that a Recipe that exists is one that can be carried out."""
         for number_type in (self.weights, self.activations):
             NumberType.parse(number_type)
-        for number_type in (self.residual, self.first, self.last):
-            if number_type is not None:
-                NumberType.parse(number_type)
+        for optional in (self.residual, self.first, self.last):
+            if optional is not None:
+                NumberType.parse(optional)
         check_clipping(self.clip)
         check_clipping(self.weight_clip)
         for entry in fields(self):
