@@ -47,15 +47,13 @@ class DecomposedAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """As nn.MultiheadAttention's, for batched inputs. Raises NotImplementedError for masks that aren't a tensor
-        to add.
-        """
+        """As nn.MultiheadAttention's, for batched inputs. Raises NotImplementedError for masks other than attn_mask."""
         if key_padding_mask is not None or is_causal:
             raise NotImplementedError("attention with key_padding_mask or is_causal is not written out")
         projected = self._project(query, key, value)
         q, k, v = (self._split_heads(projected[i]) for i in range(3))
         scores = torch.matmul(q, k.transpose(-2, -1)) * (1 / math.sqrt(self.head_dim))
-        weights = torch.softmax(scores if attn_mask is None else scores + attn_mask, dim=-1)
+        weights = torch.softmax(self._masked(scores, attn_mask), dim=-1)
         out = self.out_proj(self._join_heads(torch.matmul(weights, v)))
         if not need_weights:
             return out, None
@@ -67,6 +65,19 @@ class DecomposedAttention(nn.Module):
             e = self.embed_dim
             return joint[..., :e], joint[..., e : 2 * e], joint[..., 2 * e :]
         return self.q_proj(query), self.k_proj(key), self.v_proj(value)
+
+    def _masked(self, scores: Tensor, mask: Tensor | None) -> Tensor:
+        """Scores [N, heads, L, S] under a mask [L, S] or [N·heads, L, S], to add or, if bool, true where hidden.
+
+        What is hidden by −inf is filled in, not added: infinity has no place on a grid.
+        """
+        if mask is None:
+            return scores
+        mask = mask.unflatten(0, (-1, self.num_heads)) if mask.dim() == 3 else mask
+        if mask.dtype == torch.bool:
+            return scores.masked_fill(mask, -math.inf)
+        hidden = mask == -math.inf
+        return (scores + mask.masked_fill(hidden, 0.0)).masked_fill(hidden, -math.inf)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """[N, L, E] or [L, N, E] → [N, heads, L, head_dim]."""

@@ -18,6 +18,7 @@ from pytorch_quantizer.graph.attention import DecomposedAttention
 from pytorch_quantizer.graph.operations import Layer, called_name
 
 FUNCTIONAL_CONVOLUTIONS = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
+LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 FAITHFUL = 1e-3  # largest difference from the model's own output, as a share of its largest value
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -43,8 +44,8 @@ def capture(model: nn.Module, example: Tensor | None = None, *, strict: bool = F
     """
     check_finite(model)
     traced = copy.deepcopy(model).eval()
-    opaque = _write_out_attention(traced)
-    graph = _trace(traced, opaque)
+    opaque, originals = _write_out_attention(traced)
+    graph = _trace(traced, opaque, originals)
     if strict and opaque:
         name, reason = next(iter(opaque.items()))
         raise InputError(f"--strict: {len(opaque)} module(s) can't be captured; the first is {name!r}: {reason}")
@@ -58,10 +59,13 @@ def capture(model: nn.Module, example: Tensor | None = None, *, strict: bool = F
 
 
 def check_finite(model: nn.Module) -> None:
-    """Raise InputError that names the first parameter or buffer holding NaN or infinity."""
+    """Raise InputError that names the first parameter or buffer holding NaN or infinity (−inf may stand in a mask)."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            bad = int((~torch.isfinite(tensor)).sum())
+        if not tensor.is_floating_point():
+            continue
+        is_weight = isinstance(tensor, nn.Parameter) or name.endswith(("running_mean", "running_var"))
+        bad = int((~torch.isfinite(tensor)).sum() if is_weight else (tensor.isnan() | tensor.isposinf()).sum())
+        if bad:
             raise InputError(f"{name} holds {bad} NaN or infinite value(s) of {tensor.numel()}; load sound weights")
 
 
@@ -93,8 +97,8 @@ def _has_layers(module: nn.Module) -> bool:
     return not isinstance(module, nn.MultiheadAttention) and any(True for _ in module.children())
 
 
-def _trace(model: nn.Module, opaque: dict[str, str]) -> fx.GraphModule:
-    """Trace, and each time a module resists, make the innermost one opaque and begin again."""
+def _trace(model: nn.Module, opaque: dict[str, str], originals: dict[str, nn.MultiheadAttention]) -> fx.GraphModule:
+    """Trace, and each time a module resists, make the innermost one opaque, as it was, and begin again."""
     while True:
         tracer = _Tracer(opaque)
         try:
@@ -106,24 +110,33 @@ def _trace(model: nn.Module, opaque: dict[str, str]) -> fx.GraphModule:
                     f"{type(model).__name__}.forward can't be traced by torch.fx: {reason}; move what depends on "
                     "values or on unpacked shapes into a submodule"
                 ) from error
-            opaque[tracer.entered[-1]] = reason
+            resisting = tracer.entered[-1]
+            opaque[resisting] = reason
+            for name, attention in originals.items():
+                if f"{name}.".startswith(f"{resisting}."):
+                    _set_submodule(model, name, attention)
             continue
-        return fx.GraphModule(tracer.root, graph, type(model).__name__)
+        return fx.GraphModule(tracer.root, graph, type(model).__name__).eval()
 
 
-def _write_out_attention(model: nn.Module) -> dict[str, str]:
-    """Replace every nn.MultiheadAttention that can be by its layers; return the others with the reason."""
-    opaque = {}
+def _write_out_attention(model: nn.Module) -> tuple[dict[str, str], dict[str, nn.MultiheadAttention]]:
+    """Replace every nn.MultiheadAttention that can be by its layers; return the others' reasons, and the originals."""
+    opaque, originals = {}, {}
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.MultiheadAttention):
             continue
         obstacle = DecomposedAttention.obstacle(module)
         if obstacle is None and name:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, DecomposedAttention(module).eval())
+            originals[name] = module
+            _set_submodule(model, name, DecomposedAttention(module).eval())
         else:
             opaque[name] = f"nn.MultiheadAttention can't be written out: {obstacle}"
-    return opaque
+    return opaque, originals
+
+
+def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
 
 
 def _make_functional(graph: fx.GraphModule) -> None:
@@ -137,10 +150,20 @@ def _make_functional(graph: fx.GraphModule) -> None:
         elif node.op == "call_function" and node.kwargs.get("inplace"):
             node.kwargs = {**node.kwargs, "inplace": False}
             _redirect_later_readers(graph, node)
-        elif node.op == "call_method" and node.target.endswith("_") and not node.target.endswith("__"):
-            node.target = node.target[:-1]
+        elif (target := _out_of_place(node)) is not None:
+            node.target = target
             _redirect_later_readers(graph, node)
     graph.recompile()
+
+
+def _out_of_place(node: fx.Node) -> Any:
+    """What computes the same as ``x.relu_()`` or ``torch.relu_(x)`` into a new tensor; None for all other nodes."""
+    name = called_name(node)
+    if node.op not in ("call_method", "call_function") or not name.endswith("_") or name.endswith("__"):
+        return None
+    if node.op == "call_method":
+        return name[:-1] if hasattr(Tensor, name[:-1]) else None
+    return getattr(torch, name[:-1], None) or getattr(F, name[:-1], None)
 
 
 def _redirect_later_readers(graph: fx.GraphModule, node: fx.Node) -> None:
@@ -174,10 +197,7 @@ def _replace_by_module(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -
 
 def _layer_from_call(graph: fx.GraphModule, node: fx.Node) -> Layer | None:
     """The module that a functional call with the model's own parameters stands for, else None."""
-    arguments = node.normalized_arguments(graph, normalize_to_only_use_kwargs=True)
-    if arguments is None:
-        return None
-    given = arguments.kwargs
+    given = {**dict(zip(LAYER_ARGUMENTS, node.args, strict=False)), **node.kwargs}
     weight, bias = (_parameter(graph, given.get(name)) for name in ("weight", "bias"))
     if weight is None or (given.get("bias") is not None and bias is None):
         return None
@@ -246,13 +266,15 @@ def _annotate(graph: fx.GraphModule, example: Tensor | None) -> None:
 
 def _check_faithful(model: nn.Module, graph: fx.GraphModule, example: Tensor) -> None:
     """In-place tricks and control flow can make a trace differ from the model: nothing after it could be trusted."""
-    was_training = model.training
+    modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.no_grad():
         expected, got = model(example.clone()), graph(example.clone())
-    model.train(was_training)
+    for module, training in modes.items():
+        module.training = training
     for ours, theirs in zip(_tensors(got), _tensors(expected), strict=True):
-        difference = float((ours - theirs).abs().max()) if ours.numel() else 0.0
+        same = (ours == theirs) | (ours.isnan() & theirs.isnan())  # NaN and infinity of the model's own making
+        difference = float((ours - theirs)[~same].abs().max()) if not bool(same.all()) else 0.0
         if not difference <= FAITHFUL * max(1e-6, float(theirs.abs().max())):
             raise InputError(
                 f"the traced graph of {type(model).__name__} is off by {difference:.3g} on the example: "

@@ -38,7 +38,7 @@ def insert(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> Qu
             _insert_quantizer(graph, nodes[site.node], site, site.quantizer)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return QuantizedModel(graph, graph.graph, sites=(*sites, *biases), recipe=recipe)
+    return QuantizedModel(graph, graph.graph, sites=(*sites, *biases), recipe=recipe).eval()
 
 
 def _quantize_weight(graph: fx.GraphModule, site: Site, quantizer: Quantizer) -> None:
