@@ -29,6 +29,7 @@ struct GridArguments {
 
 inline GridArguments grid_arguments(const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
                                     int64_t axis, int64_t rounding, int64_t seed, int64_t offset) {
+  STD_TORCH_CHECK(rounding >= 0 && rounding <= 2, "rounding must be 0, 1 or 2, got ", rounding);
   return {scale,
           zero_point,
           static_cast<float>(qmin),
@@ -77,7 +78,6 @@ void with_rounding(Rounding rounding, const Visit& visit) {
     case Rounding::half_away: return visit.template operator()<Rounding::half_away>();
     case Rounding::stochastic: return visit.template operator()<Rounding::stochastic>();
   }
-  STD_TORCH_CHECK(false, "rounding must be 0, 1 or 2");
 }
 
 inline int64_t parameter_stride(const Tensor& parameter) { return parameter.dim() ? parameter.stride(0) : 0; }

@@ -54,11 +54,10 @@ PQ_INLINE float uniform24(Random random) {
   return static_cast<float>(static_cast<int32_t>(philox(random) >> 8)) * 0x1p-24f;
 }
 
-template <Rounding R>
-PQ_INLINE float round_to_integer(float v, Random random) {
-  if constexpr (R == Rounding::half_even) {
+PQ_INLINE float round_to_integer(float v, Rounding rounding, Random random) {
+  if (rounding == Rounding::half_even) {
     return rintf(v);
-  } else if constexpr (R == Rounding::half_away) {
+  } else if (rounding == Rounding::half_away) {
     // Not trunc(v + 0.5): that sends 0.49999997 to 1 and every odd number above 2^23 to its neighbour.
     const float whole = truncf(v);
     return whole + (fabsf(v - whole) >= 0.5f ? copysignf(1.0f, v) : 0.0f);
@@ -68,9 +67,8 @@ PQ_INLINE float round_to_integer(float v, Random random) {
   }
 }
 
-template <Rounding R>
-PQ_INLINE float unclamped(float x, Grid grid, Random random) {
-  return round_to_integer<R>(x / grid.scale, random) + grid.zero_point;
+PQ_INLINE float unclamped(float x, Grid grid, Rounding rounding, Random random) {
+  return round_to_integer(x / grid.scale, rounding, random) + grid.zero_point;
 }
 
 PQ_INLINE float clamp(float q, Grid grid) {
@@ -80,22 +78,19 @@ PQ_INLINE float clamp(float q, Grid grid) {
 
 PQ_INLINE float dequantize(float q, Grid grid) { return (q - grid.zero_point) * grid.scale; }
 
-template <Rounding R>
-PQ_INLINE float fake_quantize(float x, Grid grid, Random random) {
-  return dequantize(clamp(unclamped<R>(x, grid, random), grid), grid);
+PQ_INLINE float fake_quantize(float x, Grid grid, Rounding rounding, Random random) {
+  return dequantize(clamp(unclamped(x, grid, rounding, random), grid), grid);
 }
 
 // NaN has no code: it takes that of zero.
-template <Rounding R>
-PQ_INLINE float code(float x, Grid grid, Random random) {
-  const float q = unclamped<R>(x, grid, random);
+PQ_INLINE float code(float x, Grid grid, Rounding rounding, Random random) {
+  const float q = unclamped(x, grid, rounding, random);
   return clamp(q != q ? grid.zero_point : q, grid);
 }
 
 // The straight-through gradient: a choice, not a product, so that an infinite g outside the grid gives 0.
-template <Rounding R>
-PQ_INLINE float straight_through(float g, float x, Grid grid, Random random) {
-  const float q = unclamped<R>(x, grid, random);
+PQ_INLINE float straight_through(float g, float x, Grid grid, Rounding rounding, Random random) {
+  const float q = unclamped(x, grid, rounding, random);
   return q >= grid.qmin && q <= grid.qmax ? g : 0.0f;
 }
 

@@ -44,6 +44,16 @@ def check_all(x, axis, rounding, qmin=0, qmax=15):
     assert_same(*gradients(x, grad, grid, axis, rounding))
 
 
+def check_ties(device):
+    """Ties, the numbers next to them, and odd numbers so large that adding a half would round them."""
+    ties = torch.arange(-300, 300) + 0.5
+    up, down = torch.tensor(1e9), torch.tensor(-1e9)
+    x = torch.cat([ties, torch.nextafter(ties, up), torch.nextafter(ties, down), torch.arange(-9.0, 9.0) + 2.0**23])
+    unit = torch.tensor(1.0, device=device), torch.tensor(0, dtype=INT, device=device)
+    for rounding in ops.ROUNDINGS:
+        assert_same(*both("quantize", x.to(device), *unit, -(2**24), 2**24, rounding=rounding))
+
+
 class TestParity:
     """Kernel = reference, bit for bit, on hard inputs."""
 
@@ -54,6 +64,12 @@ class TestParity:
         x = hard_tensor(layout, dtype, device)
         for axis in AXES:
             check_all(x, axis, rounding)
+
+    def test_ties_and_their_neighbours(self, device):
+        check_ties(device)
+
+    def test_ties_on_each_instruction_set(self, isa):
+        check_ties("cpu")
 
     @pytest.mark.parametrize("rounding", ops.ROUNDINGS)
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -185,6 +201,13 @@ class TestStochastic:
         for seed in range(5):
             moved = ops.quantize(x, scale, zero_point, -128, 127, rounding="stochastic", seed=seed, dtype=torch.int16)
             assert torch.equal(moved, codes)
+
+    def test_goes_up_only_where_u_is_less_than_the_fraction(self, device):
+        u = reference.uniform24(torch.Size([5000]), 7, 3, device)
+        unit = torch.tensor(1.0, device=device), torch.tensor(0, dtype=INT, device=device), 0, 15
+        keywords = {"rounding": "stochastic", "seed": 7, "offset": 3}
+        assert (ops.quantize(u, *unit, **keywords) == 0).all()
+        assert (ops.quantize(u + 2.0**-24, *unit, **keywords) == 1).all()
 
     @pytest.mark.parametrize("fraction", [0.03125, 0.25, 0.5, 0.9375])
     def test_unbiased(self, device, fraction):

@@ -3,7 +3,7 @@
 template <Rounding R, class Grids>
 void quantize_row(const float* x, float* q, int64_t n, Grids grids, Randoms randoms) {
   PQ_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) q[i] = code<R>(x[i], grids.at(i), randoms.at(i));
+  for (int64_t i = 0; i < n; ++i) q[i] = code(x[i], grids.at(i), R, randoms.at(i));
 }
 
 template <class Grids>

@@ -7,28 +7,27 @@ namespace pq {
 
 namespace {
 
-template <Rounding R>
 struct FakeQuantize {
   static constexpr bool needs_gradient = false;
+  Rounding rounding;
   __device__ float operator()(float x, float, Grid grid, Random random) const {
-    return fake_quantize<R>(x, grid, random);
+    return fake_quantize(x, grid, rounding, random);
   }
 };
 
-template <Rounding R>
 struct StraightThrough {
   static constexpr bool needs_gradient = true;
+  Rounding rounding;
   __device__ float operator()(float x, float g, Grid grid, Random random) const {
-    return straight_through<R>(g, x, grid, random);
+    return straight_through(g, x, grid, rounding, random);
   }
 };
 
 void forward(const Tensor& x, const GridArguments& arguments, const Tensor& y) {
   check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
   if (x.numel() == 0) return;
-  with_rounding(arguments.rounding, [&]<Rounding R>() {
-    with_float(x.scalar_type(), [&]<class T>() { launch<FakeQuantize<R>, T, T>({}, x, nullptr, y, arguments); });
-  });
+  const FakeQuantize f{arguments.rounding};
+  with_float(x.scalar_type(), [&]<class T>() { launch<FakeQuantize, T, T>(f, x, nullptr, y, arguments); });
 }
 
 Tensor fake_quantize_op(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
@@ -59,9 +58,8 @@ Tensor fake_quantize_backward(const Tensor& grad, const Tensor& x, const Tensor&
   Tensor dx = torch::stable::empty_like(x);
   if (x.numel() == 0) return dx;
   const auto arguments = grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset);
-  with_rounding(arguments.rounding, [&]<Rounding R>() {
-    with_float(x.scalar_type(), [&]<class T>() { launch<StraightThrough<R>, T, T>({}, x, &grad, dx, arguments); });
-  });
+  const StraightThrough f{arguments.rounding};
+  with_float(x.scalar_type(), [&]<class T>() { launch<StraightThrough, T, T>(f, x, &grad, dx, arguments); });
   return dx;
 }
 

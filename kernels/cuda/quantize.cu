@@ -7,11 +7,11 @@ namespace pq {
 
 namespace {
 
-template <Rounding R>
 struct Code {
   static constexpr bool needs_gradient = false;
+  Rounding rounding;
   __device__ int32_t operator()(float x, float, Grid grid, Random random) const {
-    return static_cast<int32_t>(code<R>(x, grid, random));
+    return static_cast<int32_t>(code(x, grid, rounding, random));
   }
 };
 
@@ -26,10 +26,9 @@ Tensor quantize_op(const Tensor& x, const Tensor& scale, const Tensor& zero_poin
   Tensor codes = empty_like(x, dtype);
   if (x.numel() == 0) return codes;
   const auto arguments = grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset);
-  with_rounding(arguments.rounding, [&]<Rounding R>() {
-    with_float(x.scalar_type(), [&]<class T>() {
-      with_code(dtype, [&]<class Q>() { launch<Code<R>, T, Q>({}, x, nullptr, codes, arguments); });
-    });
+  const Code f{arguments.rounding};
+  with_float(x.scalar_type(), [&]<class T>() {
+    with_code(dtype, [&]<class Q>() { launch<Code, T, Q>(f, x, nullptr, codes, arguments); });
   });
   return codes;
 }
