@@ -51,14 +51,14 @@ def fold(captured: Captured) -> tuple[fx.GraphModule, dict[str, str]]:
 def _fold_one(graph: fx.GraphModule, norm_node: fx.Node, norm: BatchNorm) -> str | None:
     """Fold one batch norm into a neighbour and erase it, or say why not."""
     if norm.training or norm.running_mean is None or norm.running_var is None:
-        return "it normalises by the batch's own statistics"
+        return "a batch norm that normalises by the batch's own statistics"
     before, after = _layer_before(graph, norm_node), _layer_after(graph, norm_node)
     if not isinstance(before, str):
         fold_after(before, _as_affine(norm))
     elif not isinstance(after, str):
         fold_before(after, _as_affine(norm))
     else:
-        return f"{before}; {after}"
+        return f"a batch norm that can't be folded (before it {before}, after it {after})"
     norm_node.replace_all_uses_with(norm_node.all_input_nodes[0])
     graph.graph.erase_node(norm_node)
     return None
@@ -87,11 +87,11 @@ def _layer_before(graph: fx.GraphModule, norm_node: fx.Node) -> Layer | str:
     source = norm_node.all_input_nodes[0]
     layer = _owned_layer(graph, source)
     if layer is None:
-        return "what it reads isn't a layer called once"
+        return "is no layer called once"
     if len(source.users) > 1:
-        return "others read the layer before it"
+        return "is a layer that others read too"
     if isinstance(layer, nn.Linear) and not _is_matrix(norm_node):
-        return "its channels aren't the linear layer's outputs"
+        return "is a linear layer whose outputs aren't its channels"
     return layer
 
 
@@ -100,13 +100,13 @@ def _layer_after(graph: fx.GraphModule, norm_node: fx.Node) -> Layer | str:
     reader = next(iter(norm_node.users), None)
     layer = _owned_layer(graph, reader)
     if layer is None or len(norm_node.users) > 1:
-        return "what reads it isn't one layer called once"
+        return "is no single layer called once"
     if isinstance(layer, TRANSPOSED):
-        return "the transposed convolution after it spreads its shift unevenly over the borders"
+        return "is a transposed convolution, which spreads its shift unevenly over the borders"
     if isinstance(layer, CONVOLUTIONS) and layer.padding_mode == "zeros" and not _is_unpadded(layer):
-        return "the convolution after it pads with zeros"
+        return "is a convolution that pads with zeros"
     if isinstance(layer, nn.Linear) and not _is_matrix(norm_node):
-        return "its channels aren't the linear layer's inputs"
+        return "is a linear layer whose inputs aren't its channels"
     return layer
 
 

@@ -81,7 +81,11 @@ KEEPING = {
     *("detach", "view_as", "reshape_as", "select", "index_select", "to", "type_as"),
     *(F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle, torch.tile, torch.flip, "flip"),
 }
-NAMED_KEEPING = {"stochastic_depth"}  # functions of libraries, known by name so that nothing is imported for them
+NAMED_KEEPING = {
+    "stochastic_depth",
+    "_patch_merging_pad",
+    "_get_relative_position_bias",
+}  # functions of libraries, known by name so that nothing is imported for them
 
 
 def operation(graph: GraphModule, node: Node) -> Any:
@@ -182,6 +186,12 @@ def layer_nodes(graph: GraphModule) -> Iterator[tuple[Node, Layer]]:
 def label(node: Node) -> str:
     """A node's name for people: the module's path, or the path of the module that holds the operation and its name."""
     return str(node.meta.get("label", node.name))
+
+
+def operation_name(graph: GraphModule, node: Node) -> str:
+    """The kind of operation, for people: SiLU, softmax, a transformer block's function."""
+    called = operation(graph, node)
+    return called if isinstance(called, str) else getattr(called, "__name__", node.op)
 
 
 def called_name(node: Node) -> str:

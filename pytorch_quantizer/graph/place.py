@@ -26,6 +26,7 @@ from pytorch_quantizer.graph.operations import (
     label,
     layer_nodes,
     layer_of,
+    operation_name,
     relu_ceiling,
     tensor_inputs,
 )
@@ -233,11 +234,20 @@ def _float_site(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -
 def _float_reason(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -> str:
     if _reaches_output(graph, node):
         return "network output"
-    readers = [label(user) for user in node.users]
+    readers = _final_readers(graph, node)
     if not readers:
         return "nobody reads it"
-    because = next((f" ({reasons[reader]})" for reader in readers if reader in reasons), "")
-    return f"read only by {', '.join(readers)}, which computes in float{because}"
+    named = ", ".join(f"{label(reader)} ({operation_name(graph, reader)})" for reader in readers)
+    because = next((f": {reasons[label(reader)]}" for reader in readers if label(reader) in reasons), "")
+    return f"read only by {named}, computed in float{because}"
+
+
+def _final_readers(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Who reads a tensor's values, looked up through value-keeping operations."""
+    readers: list[fx.Node] = []
+    for user in node.users:
+        readers += _final_readers(graph, user) if keeps_values(graph, user) else [user]
+    return list(dict.fromkeys(readers))
 
 
 def _reaches_output(graph: fx.GraphModule, node: fx.Node) -> bool:
@@ -258,7 +268,7 @@ def _float_parameters(graph: fx.GraphModule, sites: list[Site], reasons: dict[st
             continue
         why = next((reason for module, reason in reasons.items() if name.startswith(f"{module}.")), None)
         kind = type(graph.get_submodule(owner)).__name__
-        reason = why or f"a parameter of {kind}, which computes in float"
+        reason = why or f"a parameter of {kind}, computed in float"
         yield Site(name, "weight", (owner,), reason=reason, node=name)
 
 
