@@ -21,7 +21,7 @@ class Network(nn.Module):
 
 
 def network(function, **parts):
-    """A Network in eval mode with weights and batch-norm statistics drawn with seed 0, so that no norm is the identity."""
+    """A Network in eval mode with weights and norm statistics drawn with seed 0, so that no norm is the identity."""
     net = Network(function, **parts).eval()
     generator = torch.Generator().manual_seed(0)
     for name, tensor in net.state_dict().items():

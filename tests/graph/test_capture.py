@@ -1,4 +1,4 @@
-"""Capture: the graph computes what the model computes, without in-place operations, and names what it couldn't enter."""
+"""Capture: the graph computes what the model does, without in-place operations, and names what it couldn't enter."""
 
 import copy
 import math
@@ -100,12 +100,13 @@ class TestInPlace:
         assert net.relu.inplace
 
 
-class TestFaithfulness:
-    UNFAITHFUL = {
-        "through a view": lambda net, x: through_a_view(net.conv(x)),
-        "chance": lambda net, x: net.conv(x) * float(torch.rand(())),
-    }
+UNFAITHFUL = {
+    "through a view": lambda net, x: through_a_view(net.conv(x)),
+    "chance": lambda net, x: net.conv(x) * float(torch.rand(())),
+}
 
+
+class TestFaithfulness:
     @pytest.mark.parametrize("function", UNFAITHFUL.values(), ids=UNFAITHFUL)
     def test_a_graph_that_computes_something_else_is_refused(self, function):
         net = network(function, conv=nn.Conv2d(3, 4, 3))
@@ -220,15 +221,16 @@ class TestFunctionalLayers:
         assert not list(layer_nodes(assert_captures(net, images()).graph))
 
 
-class TestAttention:
-    SETTINGS = [
-        {"batch_first": batch_first, "bias": bias, "need_weights": need, "average": average, "mask": mask}
-        for batch_first in (True, False)
-        for bias in (True, False)
-        for need, average in ((True, True), (True, False), (False, True))
-        for mask in (None, "float", "bool", "per head")
-    ]
+SETTINGS = [
+    {"batch_first": batch_first, "bias": bias, "need_weights": need, "average": average, "mask": mask}
+    for batch_first in (True, False)
+    for bias in (True, False)
+    for need, average in ((True, True), (True, False), (False, True))
+    for mask in (None, "float", "bool", "per head")
+]
 
+
+class TestAttention:
     @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(str(v) for v in s.values()))
     @pytest.mark.parametrize("cross", [False, True], ids=["self", "cross"])
     def test_equals_the_original(self, settings, cross):
