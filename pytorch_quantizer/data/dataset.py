@@ -88,8 +88,6 @@ class ArrayDataset(ImageDataset):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Sample:
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.name} has {len(self)} images, asked for number {index}")
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[Sample]:

@@ -4,7 +4,6 @@ Training a quantized one lives in calibration/.
 
 import json
 import math
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import torchvision
 from safetensors.torch import save_file
 from torch import Generator, nn
 from torch.optim import SGD, Optimizer
@@ -23,6 +21,7 @@ from tqdm import tqdm
 
 from pytorch_quantizer.atomic import atomic_path, require_writable, write_atomically
 from pytorch_quantizer.data import ImageDataset, ImageLoader, load_dataset, make_loader
+from pytorch_quantizer.environment import choose_device, machine, versions
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import Evaluation, evaluate
 from pytorch_quantizer.models import create_model, default_preprocessing
@@ -57,7 +56,7 @@ def train(config: TrainingConfig, *, progress: bool = True) -> dict[str, Any]:
         measured = evaluate(
             state.model, make_loader(test, config.batch_size, workers=config.workers), progress=progress
         )
-    report = _report(config, state, measured, time.perf_counter() - start)
+        report = _report(config, state, measured, time.perf_counter() - start)
     _save(config, state.model, data, report)
     return report
 
@@ -118,7 +117,9 @@ def _new_state(config: TrainingConfig, data: ImageDataset, images: int) -> Train
     if not steps_an_epoch:
         raise InputError(f"batch_size {config.batch_size} is more than the {images} training images: lower it")
     torch.manual_seed(config.seed)
-    model = create_model(config.arch, num_classes=data.num_classes, in_channels=data.in_channels).to(_device(config))
+    model = create_model(config.arch, num_classes=data.num_classes, in_channels=data.in_channels).to(
+        choose_device(config.device)
+    )
     optimizer = SGD(
         _parameter_groups(model, config.weight_decay),
         config.learning_rate,
@@ -141,16 +142,6 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 def _load_split(config: TrainingConfig, split: str) -> ImageDataset:
     preprocessing = default_preprocessing(config.arch, config.dataset)
     return load_dataset(config.dataset, config.data, split=split, preprocessing=preprocessing)
-
-
-def _device(config: TrainingConfig) -> torch.device:
-    wanted = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros((), device=wanted).device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device {wanted!r} can't be used here ({str(error).splitlines()[0]}): pass --device cpu"
-        ) from error
 
 
 @contextmanager
@@ -197,12 +188,8 @@ def _report(config: TrainingConfig, state: TrainingState, measured: Evaluation, 
         "test": _numbers(measured),
         "epochs": state.history,
         "seconds": round(seconds, 1),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
-        "machine": {"processor": platform.machine(), "threads": config.threads or torch.get_num_threads()},
+        "versions": versions(),
+        "machine": machine(choose_device(config.device)),
     }
 
 

@@ -142,6 +142,13 @@ class TestMnist:
         with pytest.raises(InputError, match="no MNIST test images"):
             load_dataset("mnist", tmp_path)
 
+    def test_images_without_labels_are_no_split(self, tmp_path):
+        write_mnist(tmp_path)
+        (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+        assert not has_split("mnist", tmp_path, "test")
+        with pytest.raises(InputError, match="no MNIST test images and labels"):
+            load_dataset("mnist", tmp_path)
+
     @pytest.mark.parametrize(
         ("content", "said"),
         [
@@ -188,6 +195,7 @@ def python_batch(images, labels):
 
 
 class TestCifar10:
+    @pytest.mark.filterwarnings("error")  # NumPy announces the end of its old module names
     @pytest.mark.parametrize("folder", ["cifar-10-batches-py", ""])
     def test_reads_the_python_batches(self, tmp_path, folder):
         (tmp_path / folder).mkdir(exist_ok=True)

@@ -5,7 +5,6 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision.models
-from torch import nn
 
 from pytorch_quantizer.data import Preprocessing
 from pytorch_quantizer.errors import InputError
@@ -50,9 +49,11 @@ class TestConstruction:
     def test_random_weights_are_random(self):
         first, second = create_model("resnet20"), create_model("resnet20")
         assert not torch.equal(first.conv1.weight, second.conv1.weight)
-        for arch in ("googlenet", "squeezenet1_1"):
-            model = create_model(arch)
-            assert all(module.weight.std() > 0 for module in model.modules() if isinstance(module, nn.Conv2d))
+
+    def test_random_weights_are_drawn_as_torchvision_draws_them(self):
+        assert create_model("googlenet").conv3.conv.weight.std() == pytest.approx(0.01, rel=0.05)
+        squeeze = create_model("squeezenet1_1").features[3].expand3x3.weight  # kaiming_uniform: bound √(6 / fan in)
+        assert squeeze.abs().max() == pytest.approx((6 / (16 * 9)) ** 0.5, rel=0.01)
 
     @pytest.mark.parametrize("arguments", [{"num_classes": 0}, {"in_channels": 0}])
     def test_impossible_numbers(self, arguments):

@@ -81,7 +81,7 @@ class TestMistakes:
             train(config_of(small, batch_size=64), progress=False)
 
     def test_a_device_that_is_not_there(self, small):
-        with pytest.raises(InputError, match=r"device 'cuda:99' can't be used here .*--device cpu"):
+        with pytest.raises(InputError, match=r"device 'cuda:99' isn't there .*--device cpu"):
             train(config_of(small, device="cuda:99"), progress=False)
 
     @pytest.mark.parametrize(
