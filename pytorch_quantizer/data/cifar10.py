@@ -94,5 +94,4 @@ class _NumpyUnpickler(pickle.Unpickler):
         """Give what an array needs; raise UnpicklingError for anything else."""
         if (module, name) not in self.ALLOWED:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        # NumPy 2 moved numpy.core; the published batches carry the old name.
-        return super().find_class(module.replace("numpy.core", "numpy._core"), name)
+        return super().find_class(module, name)

@@ -195,7 +195,7 @@ def python_batch(images, labels):
 
 
 class TestCifar10:
-    @pytest.mark.filterwarnings("error")  # NumPy announces the end of its old module names
+    @pytest.mark.filterwarnings("error")
     @pytest.mark.parametrize("folder", ["cifar-10-batches-py", ""])
     def test_reads_the_python_batches(self, tmp_path, folder):
         (tmp_path / folder).mkdir(exist_ok=True)

@@ -51,9 +51,9 @@ class TestConstruction:
         assert not torch.equal(first.conv1.weight, second.conv1.weight)
 
     def test_random_weights_are_drawn_as_torchvision_draws_them(self):
-        assert create_model("googlenet").conv3.conv.weight.std() == pytest.approx(0.01, rel=0.05)
+        assert create_model("googlenet").conv3.conv.weight.std().item() == pytest.approx(0.01, rel=0.05)
         squeeze = create_model("squeezenet1_1").features[3].expand3x3.weight  # kaiming_uniform: bound √(6 / fan in)
-        assert squeeze.abs().max() == pytest.approx((6 / (16 * 9)) ** 0.5, rel=0.01)
+        assert squeeze.abs().max().item() == pytest.approx((6 / (16 * 9)) ** 0.5, rel=0.01)
 
     @pytest.mark.parametrize("arguments", [{"num_classes": 0}, {"in_channels": 0}])
     def test_impossible_numbers(self, arguments):
