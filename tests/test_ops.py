@@ -54,6 +54,25 @@ def check_ties(device):
         assert_same(*both("quantize", x.to(device), *unit, -(2**24), 2**24, rounding=rounding))
 
 
+def check_half_ties(device):
+    """Results halfway between two float16 or bfloat16 numbers, subnormal ones and the step to infinity included."""
+    codes = torch.arange(-128, 128, dtype=torch.int16, device=device)
+    for scale in (
+        1 + 2.0**-11,
+        1 + 3 * 2.0**-11,
+        1 + 2.0**-8,
+        1 + 3 * 2.0**-8,
+        2.0**-25,
+        3 * 2.0**-25,
+        65520.0,
+        65519.0,
+    ):
+        grid = torch.tensor(scale, device=device), torch.tensor(0, dtype=INT, device=device)
+        exact = reference.dequantize(codes, *grid)
+        for dtype in (torch.float16, torch.bfloat16):
+            assert_same(ops.dequantize(codes, *grid, dtype=dtype), exact.to(dtype))
+
+
 class TestParity:
     """Kernel = reference, bit for bit, on hard inputs."""
 
@@ -67,9 +86,11 @@ class TestParity:
 
     def test_ties_and_their_neighbours(self, device):
         check_ties(device)
+        check_half_ties(device)
 
     def test_ties_on_each_instruction_set(self, isa):
         check_ties("cpu")
+        check_half_ties("cpu")
 
     @pytest.mark.parametrize("rounding", ops.ROUNDINGS)
     @pytest.mark.parametrize("dtype", DTYPES)
