@@ -21,6 +21,8 @@ from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.qtypes import BiasQuantizer, Quantizer
 from pytorch_quantizer.quantization.recipe import Recipe
 
+BIAS_ROOM = 2**31 - 2**10  # codes that a bias may take: int32's, less the rounding of the float32 scales
+
 
 def insert(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> QuantizedModel:
     """A copy of ``graph`` that simulates: weights and biases put on their grids once, activations at each forward.
@@ -29,6 +31,7 @@ def insert(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> Qu
     """
     graph = copy.deepcopy(graph)
     nodes = {node.name: node for node in graph.graph.nodes}
+    _make_room_for_biases(graph, sites, recipe)
     for site in sites:
         if site.kind == "weight" and site.quantizer is not None:
             _quantize_weight(graph, site, site.quantizer)
@@ -45,18 +48,41 @@ def _quantize_weight(graph: fx.GraphModule, site: Site, quantizer: Quantizer) ->
     """Put a layer's weight on its grid, and keep the grid beside it."""
     layer = graph.get_submodule(site.node.removesuffix(".weight"))
     weight = graph.get_parameter(site.node)
-    with torch.no_grad():
-        weight.copy_(quantizer(weight))
+    # A new parameter: the old one may be tied to another layer's, which has a grid of its own.
+    layer.weight = nn.Parameter(quantizer(weight.detach()), requires_grad=weight.requires_grad)
     layer.add_module("weight_quantizer", quantizer)
 
 
+def _make_room_for_biases(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> None:
+    """Raise a weight's scale where int32 codes of s_x·s_w could not hold the layer's bias, which would be cut off.
+
+    That happens to channels of tiny weights (a batch norm's small γ folded in) and to 16-bit types; what such a channel
+    loses is far below its bias. TensorFlow Lite does the same.
+    """
+    calls = _calls(graph)
+    for node, layer in layer_nodes(graph):
+        input_scale = _input_scale(graph, node, sites)
+        weight = next(s.quantizer for s in sites if s.node == f"{node.target}.weight")
+        obstacle = _bias_obstacle(recipe, input_scale, weight, calls[str(node.target)])
+        if layer.bias is None or obstacle is not None or weight is None or input_scale is None:
+            continue
+        needed = layer.bias.detach().double().abs() / (input_scale.double() * BIAS_ROOM)
+        needed = needed.max() if weight.scale.dim() == 0 else needed.reshape(-1, weight.scale.numel()).amax(0)
+        weight.scale = torch.maximum(weight.scale, needed.to(weight.scale.dtype))
+
+
 def _quantize_biases(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> list[Site]:
-    calls = Counter(str(node.target) for node, _ in layer_nodes(graph))
+    calls = _calls(graph)
     biases = {}
     for node, layer in layer_nodes(graph):
         if layer.bias is not None and str(node.target) not in biases:
             biases[str(node.target)] = _quantize_bias(graph, node, layer, sites, recipe, calls[str(node.target)])
     return list(biases.values())
+
+
+def _calls(graph: fx.GraphModule) -> Counter[str]:
+    """How often each layer is called."""
+    return Counter(str(node.target) for node, _ in layer_nodes(graph))
 
 
 def _quantize_bias(
@@ -71,8 +97,7 @@ def _quantize_bias(
         return replace(site, reason=reason)
     quantizer = BiasQuantizer(input_scale, _scale_of_outputs(layer, weight))
     bias = graph.get_parameter(site.node)
-    with torch.no_grad():
-        bias.copy_(quantizer(bias))
+    layer.bias = nn.Parameter(quantizer(bias.detach()), requires_grad=bias.requires_grad)
     layer.add_module("bias_quantizer", quantizer)
     return replace(site, quantizer=quantizer)
 

@@ -44,6 +44,9 @@ MATMULS = {
     F.conv1d,
     F.conv2d,
     F.conv3d,
+    F.conv_transpose1d,
+    F.conv_transpose2d,
+    F.conv_transpose3d,
 }
 AVERAGES = {
     *(nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d),
@@ -142,9 +145,13 @@ def keeps_values(graph: GraphModule, node: Node) -> bool:
     called = operation(graph, node)
     if called in (F.pad, torch.nn.functional.pad):
         return _pads_zero(node)
+    if called is operator.getitem and is_collection(tensor_inputs(node)[0]):
+        return keeps_values(graph, tensor_inputs(node)[0])  # of a split, unlike a result of torch.max or a module
     if called in KEEPING or getattr(called, "__name__", "") in NAMED_KEEPING:
         return True
-    return is_relu(graph, node) and is_nonnegative(graph, tensor_inputs(node)[0])
+    if not is_relu(graph, node) or relu_ceiling(graph, node) is not None:  # a ceiling is a value of its own
+        return False
+    return is_nonnegative(graph, tensor_inputs(node)[0])
 
 
 def is_nonnegative(graph: GraphModule, node: Node) -> bool:
@@ -168,6 +175,11 @@ def computes_afresh(graph: GraphModule, node: Node) -> bool:
 def is_tensor(node: Node) -> bool:
     """Whether a node holds a floating-point tensor or a collection of them (capture.py marks them)."""
     return bool(node.meta.get("is_tensor"))
+
+
+def is_collection(node: Node) -> bool:
+    """Whether a node is known to hold several tensors (a split, a module with two results)."""
+    return is_tensor(node) and node.meta.get("shape", ()) is None
 
 
 def tensor_inputs(node: Node) -> list[Node]:

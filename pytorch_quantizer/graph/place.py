@@ -4,6 +4,7 @@ The quantizers are made here, unfitted; calibration/ fits them and insert.py put
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -17,6 +18,7 @@ from pytorch_quantizer.graph.operations import (
     TRANSPOSED,
     is_addition,
     is_arithmetic,
+    is_collection,
     is_concatenation,
     is_nonnegative,
     is_relu,
@@ -79,7 +81,20 @@ def place(graph: fx.GraphModule, recipe: Recipe, reasons: dict[str, str]) -> tup
             sites += _activation_sites(graph, recipe, position, node, readings[node], readings)
         else:
             sites += _float_site(graph, node, reasons)
-    return (*sites, *_float_parameters(graph, sites, reasons))
+    return (*_carried_in_float_explained(sites), *_float_parameters(graph, sites, reasons))
+
+
+def _carried_in_float_explained(sites: list[Site]) -> list[Site]:
+    """The sites, those whose carrier stays in float turned into float ones themselves."""
+    by_name = {site.name: site for site in sites}
+
+    def explained(site: Site) -> Site:
+        if site.carrier is None:
+            return site
+        carrier = explained(by_name[site.carrier])
+        return replace(site, carrier=None, reason=carrier.reason) if carrier.is_float else site
+
+    return [explained(site) for site in sites]
 
 
 def read_tensors(graph: fx.GraphModule) -> Readings:
@@ -182,16 +197,17 @@ def _domain(graph: fx.GraphModule, node: fx.Node) -> tuple[Domain, fx.Node]:
 
 
 def _weight_sites(graph: fx.GraphModule, recipe: Recipe, position: Position) -> Iterable[Site]:
-    seen: set[str] = set()
-    for node, layer in layer_nodes(graph):
-        name = str(node.target)
-        if name in seen:
-            continue
-        seen.add(name)
-        wanted, clip = _weight_request(recipe, position, node)
+    calls: dict[str, list[fx.Node]] = {}
+    for node, _ in layer_nodes(graph):
+        calls.setdefault(str(node.target), []).append(node)
+    for name, nodes in calls.items():
+        layer = graph.get_submodule(name)
+        requests = (_weight_request(recipe, position, call) for call in nodes)
+        wanted, clip = max(requests, key=lambda request: request[0].bits)
         quantizer = None if wanted.is_float else _weight_quantizer(recipe, name, layer, wanted, clip)
         reason = FLOAT_ASKED if wanted.is_float else None
-        yield Site(f"{name}.weight", "weight", (label(node),), quantizer, reason=reason, node=f"{name}.weight")
+        consumers = tuple(label(call) for call in nodes)
+        yield Site(f"{name}.weight", "weight", consumers, quantizer, reason=reason, node=f"{name}.weight")
 
 
 def _weight_request(recipe: Recipe, position: Position, node: fx.Node) -> tuple[NumberType, str]:
@@ -225,6 +241,8 @@ def _float_site(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -
     """Why a tensor that nothing reads in integers is not quantized; nothing for those that only pass values on."""
     if keeps_values(graph, node) and not _reaches_output(graph, node):
         return []
+    if is_collection(node) and all(user.target is operator.getitem for user in node.users):
+        return []  # its parts are the tensors
     relu = fused_relu(graph, node)
     if relu is not None:
         return [_site(node, [relu], carrier=label(relu))]
