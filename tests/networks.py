@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from pytorch_quantizer.graph.operations import is_arithmetic, is_concatenation, label, layer_of, tensor_inputs
+
 
 class Network(nn.Module):
     """forward(x) is ``function(self, x)``; keyword arguments become submodules, parameters or buffers."""
@@ -66,3 +68,34 @@ class UntraceablePair(nn.Module):
 def images(*shape, seed=1):
     """A batch of noise, [4, 3, 8, 8] unless said otherwise."""
     return torch.randn(*(shape or (4, 3, 8, 8)), generator=torch.Generator().manual_seed(seed))
+
+
+def reading_float(quantized, x, *, arithmetic=True):
+    """Labels of the layers (and arithmetic) that read a float tensor, judged by values alone: on no quantizer's grid.
+
+    The graph's tables of operations are not consulted for what keeps values: it is the outcome that counts.
+    """
+    quantizers = [site.quantizer for site in quantized.sites if site.is_activation and site.quantizer is not None]
+    found = []
+
+    class Reader(torch.fx.Interpreter):
+        def run_node(self, n):
+            if layer_of(quantized, n) is not None or (arithmetic and reads_integers(quantized, n)):
+                operands = [value for source in tensor_inputs(n) for value in tensors(self.env[source])]
+                if not all(any(torch.equal(q(t), t) for q in quantizers) for t in operands):
+                    found.append(label(n))
+            return super().run_node(n)
+
+    with torch.no_grad():
+        Reader(quantized, garbage_collect_values=False).run(x.clone())
+    return found
+
+
+def reads_integers(graph, node):
+    """Arithmetic, but for concatenations: their parts are carried on the result's grid."""
+    return is_arithmetic(graph, node) and not is_concatenation(graph, node)
+
+
+def tensors(value):
+    """The tensors in a tensor or a collection of them."""
+    return [value] if isinstance(value, torch.Tensor) else [t for item in value for t in tensors(item)]
