@@ -31,8 +31,8 @@ def quantize(
     """Quantize a trained network without retraining; ``model`` itself is not touched.
 
     recipe: a Recipe, the name of a shipped one, or a YAML file. calibration: batches, each a float tensor of images
-    [N, …] or a tuple or list that begins with one; may be None where the recipe quantizes weights alone. strict: a
-    module that can't be captured is an error. Batch norms are folded, in eval mode.
+    [N, …] or a tuple or list that begins with one; a tensor by itself is one batch; may be None where the recipe
+    quantizes weights alone. strict: a module that can't be captured is an error. Batch norms are folded, in eval mode.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
@@ -52,7 +52,7 @@ def _peek(model: nn.Module, calibration: Iterable[Any] | None) -> tuple[Tensor |
     """A few images of the first batch, and all batches, that one included."""
     if calibration is None:
         return None, iter(())
-    batches = iter(calibration)
+    batches = iter([calibration] if isinstance(calibration, Tensor) else calibration)
     first = next(batches, None)
     if first is None:
         raise InputError("the calibration set is empty; give at least one batch of images")

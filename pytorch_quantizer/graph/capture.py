@@ -274,7 +274,9 @@ def _check_faithful(model: nn.Module, graph: fx.GraphModule, example: Tensor) ->
         module.training = training
     for ours, theirs in zip(_tensors(got), _tensors(expected), strict=True):
         same = (ours == theirs) | (ours.isnan() & theirs.isnan())  # NaN and infinity of the model's own making
-        difference = float((ours - theirs)[~same].abs().max()) if not bool(same.all()) else 0.0
+        if bool(same.all()):
+            continue
+        difference = float((ours - theirs)[~same].abs().max())
         if not difference <= FAITHFUL * max(1e-6, float(theirs.abs().max())):
             raise InputError(
                 f"the traced graph of {type(model).__name__} is off by {difference:.3g} on the example: "
