@@ -1,0 +1,183 @@
+"""quantize(), the main job as a user calls it."""
+
+import copy
+
+import pytest
+import torch
+from networks import Untraceable, images, network, reading_float, sequence
+from torch import nn
+
+import pytorch_quantizer as pq
+from pytorch_quantizer import InputError, QuantizedModel, Recipe, quantize
+from pytorch_quantizer.models import create_model
+
+FLOAT_ACTIVATIONS = Recipe(
+    activations="float32", residual=None, first=None, last=None, bias="float32", deployable=False
+)
+
+
+def net():
+    return sequence(
+        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2)
+    )
+
+
+class TestCalibrationForms:
+    @pytest.mark.parametrize(
+        "form",
+        [
+            lambda x: [x],
+            lambda x: [(x, 0)],
+            lambda x: [[x, 0]],
+            lambda x: iter([x]),
+            lambda x: (batch for batch in [x]),
+            lambda x: x,
+        ],
+        ids=["tensors", "tuples", "lists", "iterator", "generator", "one tensor is one batch"],
+    )
+    def test_all_give_the_same(self, form):
+        expected = quantize(net(), "w8a4", [images()])(images())
+        assert torch.equal(quantize(net(), "w8a4", form(images()))(images()), expected)
+
+    def test_every_batch_counts_the_first_included(self):
+        batches = [images() * 5, images(seed=2)]
+        low, high = quantize(net(), "w8a8", iter(batches)).sites[3].quantizer.range()
+        everything = torch.cat(batches)
+        assert (low.item(), high.item()) == pytest.approx((everything.min().item(), everything.max().item()), abs=0.15)
+
+    def test_repeats_to_the_bit(self):
+        first, again = (quantize(net(), "w8a4_aciq", [images(), images(seed=2)]) for _ in range(2))
+        assert torch.equal(first(images(seed=3)), again(images(seed=3)))
+        assert first.summary() == again.summary()
+
+    @pytest.mark.parametrize("calibration", [[], iter(())])
+    def test_empty(self, calibration):
+        with pytest.raises(InputError, match="the calibration set is empty"):
+            quantize(net(), "w8a8", calibration)
+
+    def test_missing(self):
+        with pytest.raises(InputError, match="the recipe quantizes activations: give calibration="):
+            quantize(net(), "w8a8")
+
+    def test_no_image_in_it(self):
+        with pytest.raises(InputError, match="no value was observed"):
+            quantize(net(), "w8a8", [images()[:0]])
+
+    def test_weights_alone_need_none(self):
+        model = quantize(net(), FLOAT_ACTIVATIONS.replace(weights="int4"))
+        assert {s.kind for s in model.sites if s.quantizer is not None} == {"weight"}
+        assert model.get_submodule("body.0").weight[0].unique().numel() <= 16
+        assert torch.equal(
+            quantize(net(), FLOAT_ACTIVATIONS.replace(weights="int4"), [images()])(images()), model(images())
+        )
+
+
+class TestRecipes:
+    def test_by_name_file_or_value(self, tmp_path):
+        Recipe.load("w8a4").save(tmp_path / "r.yaml")
+        expected = quantize(net(), Recipe.load("w8a4"), [images()])(images())
+        assert torch.equal(quantize(net(), "w8a4", [images()])(images()), expected)
+        assert torch.equal(quantize(net(), str(tmp_path / "r.yaml"), [images()])(images()), expected)
+
+    def test_all_in_float_is_the_model(self):
+        expected = net()(images())
+        model = quantize(net(), FLOAT_ACTIVATIONS.replace(weights="float32"))
+        torch.testing.assert_close(model(images()), expected, rtol=1e-5, atol=1e-5)
+        assert all(site.is_float for site in model.sites)
+
+    def test_more_bits_come_closer(self):
+        x, expected = images(64, 3, 8, 8), net()(images(64, 3, 8, 8))
+        errors = []
+        for bits in (2, 4, 6, 8, 12):
+            recipe = Recipe(weights=f"int{bits}", activations=f"int{bits}", residual=None, first=None, last=None)
+            errors.append(float((quantize(net(), recipe, [x])(x) - expected).detach().abs().mean()))
+        assert errors == sorted(errors, reverse=True)
+        assert errors[-1] < errors[0] / 100
+
+
+class TestModel:
+    def test_is_left_as_it_was(self):
+        model = net().train()
+        model.body[1].eval()
+        before, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
+        names = list(dict(model.named_modules()))
+        quantize(model, "w8a4", [images()])
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert [module.training for module in model.modules()] == modes
+        assert list(dict(model.named_modules())) == names
+        assert model.body[2].inplace
+
+    def test_calibration_images_are_left_as_they_were(self):
+        x = images()
+        quantize(sequence(nn.ReLU(inplace=True), nn.Conv2d(3, 4, 3), nn.Flatten()), "w8a8", [x])
+        assert torch.equal(x, images())
+
+    def test_nan_in_activations_names_the_tensor(self):
+        broken = network(lambda net, x: net.b(net.a(x).log()), a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3))
+        with pytest.raises(InputError, match=r"^log: it holds NaN or infinite values$"):
+            quantize(broken, "w8a8", [images()])
+
+    def test_nan_in_weights_names_the_layer(self):
+        broken = net()
+        broken.body[3].weight.data[0, 0, 0, 0] = float("nan")
+        with pytest.raises(InputError, match=r"body\.3\.weight holds 1 NaN or infinite value"):
+            quantize(broken, "w8a8", [images()])
+
+    def test_strict(self):
+        odd = sequence(nn.Conv2d(3, 4, 3), Untraceable(), nn.Conv2d(4, 4, 3))
+        with pytest.raises(InputError, match=r"--strict: .*'body\.1'"):
+            quantize(odd, "w8a8", [images()], strict=True)
+        assert isinstance(quantize(odd, "w8a8", [images()]), QuantizedModel)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_types(self, dtype):
+        model = quantize(net().to(dtype), "w8a8", [images().to(dtype)])
+        expected = net()(images())
+        got = model(images().to(dtype))
+        assert got.dtype == dtype
+        assert (got.float() - expected).abs().max() < 0.1 * expected.abs().max()
+
+    def test_channels_last(self):
+        model, x = quantize(net(), "w8a4", [images()]), images()
+        got = model(x.contiguous(memory_format=torch.channels_last))
+        torch.testing.assert_close(got, model(x), rtol=1e-4, atol=1e-4)
+
+
+class TestSimulation:
+    def test_gradients_flow_to_the_input_and_the_weights(self):
+        model = quantize(net(), "w8a8", [images()])
+        x = images().requires_grad_()
+        model(x).square().sum().backward()
+        reference = images().requires_grad_()
+        net()(reference).square().sum().backward()
+        cosine = torch.cosine_similarity(x.grad.flatten(), reference.grad.flatten(), dim=0)
+        assert cosine > 0.95
+        assert model.get_submodule("body.0").weight.grad.abs().sum() > 0
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_compiles_whole(self):
+        model = quantize(net(), "w8a4", [images()])
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(images(seed=4)), model(images(seed=4)), rtol=0, atol=1e-6)
+        x, y = images().requires_grad_(), images().requires_grad_()
+        compiled(x).sum().backward()
+        model(y).sum().backward()
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=1e-6)
+
+    def test_in_inference_mode(self):
+        model = quantize(net(), "w8a4", [images()])
+        expected = model(images()).detach()
+        with torch.inference_mode():
+            assert torch.equal(model(images()), expected)
+
+    @pytest.mark.parametrize("arch", ["resnet20", "squeezenet1_1"])
+    def test_of_real_architectures_reads_no_float(self, arch):
+        torch.manual_seed(0)
+        side = 32 if arch == "resnet20" else 64
+        model = quantize(create_model(arch, num_classes=10), "w8a4_aciq", [images(2, 3, side, side)])
+        assert reading_float(model, images(2, 3, side, side, seed=2), arithmetic=False) == []
+
+    def test_is_what_the_package_offers(self):
+        assert pq.quantize is quantize
+        assert pq.Recipe is Recipe
