@@ -18,7 +18,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
 
 
 def add_flags(parser: jsonargparse.ArgumentParser, dataclass: type, title: str, *, optional: bool = False) -> None:
-    """One flag a field that has ``metadata["help"]``: field ``weight_clip`` is ``--weight-clip``.
+    """One flag a field that has ``metadata["help"]``: ``weight_clip`` is ``--weight-clip``; what is False needs no value.
 
     optional: the default is None, which means 'not given'.
     """
@@ -27,14 +27,13 @@ def add_flags(parser: jsonargparse.ArgumentParser, dataclass: type, title: str, 
     for field in fields(dataclass):
         if "help" not in field.metadata:
             continue
-        default = field.default if field.default is not MISSING else None
-        hint = hints[field.name]
-        group.add_argument(
-            f"--{field.name.replace('_', '-')}",
-            type=hint | None if optional else hint,
-            default=None if optional else default,
-            help=field.metadata["help"],
-        )
+        flag, text = f"--{field.name.replace('_', '-')}", field.metadata["help"]
+        hint, default = hints[field.name], None if field.default is MISSING else field.default
+        if default is False and not optional:
+            group.add_argument(flag, action="store_true", help=text)
+        else:
+            typed = hint | None if optional else hint
+            group.add_argument(flag, type=typed, default=None if optional else default, help=text)
 
 
 def run(script: str, main: Callable[[], Any]) -> None:

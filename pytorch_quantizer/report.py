@@ -56,16 +56,24 @@ def layer_picture(layers: pd.DataFrame, title: str) -> str:
     width = max(700, 16 * len(names))
     plot = figure(x_range=FactorRange(*names), height=520, width=width, title=title, y_axis_label="SQNR (dB)")
     for kind, rows in shown.groupby("kind", sort=False):
-        source = ColumnDataSource(rows)
+        source = _source(rows)
         plot.vbar("name", 0.8, "sqnr_db", source=source, color=COLOURS[str(kind)], legend_label=f"{kind}, by itself")
     plot.scatter(
-        "name", "accumulated_sqnr_db", source=ColumnDataSource(shown), color="black", legend_label="accumulated"
+        "name",
+        "accumulated_sqnr_db",
+        source=_source(shown),
+        color="black",
+        legend_label="accumulated",
     )
     columns = ("name", "type", "low", "high", "clipped_fraction", "sqnr_db", "accumulated_sqnr_db")
     plot.add_tools(HoverTool(tooltips=[(column, f"@{column}") for column in columns]))
     plot.xaxis.major_label_orientation = math.pi / 3
     plot.legend.click_policy = "hide"
     return file_html(plot, INLINE, title=title)
+
+
+def _source(rows: pd.DataFrame) -> ColumnDataSource:
+    return ColumnDataSource({str(column): list(rows[column]) for column in rows})
 
 
 def _heading(record: dict[str, Any]) -> str:

@@ -1,0 +1,166 @@
+"""scripts/run_inference.py: the main job writes what it promises; a user's mistake is one line and exit code 2."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from pytorch_quantizer.command_line import run
+from pytorch_quantizer.models import bundled_checkpoint
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "run_inference.py"
+
+
+def script_main():
+    spec = importlib.util.spec_from_file_location("run_inference", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def failing_line(capsys, *arguments) -> str:
+    """Run the script on a mistake: exit code 2 and exactly one line on stderr, which is returned."""
+    with pytest.raises(SystemExit) as stopped:
+        run("run_inference.py", lambda: script_main()([str(a) for a in arguments]))
+    assert stopped.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    script_main()(["--output", str(folder), "--calibration-samples", "256", "--device", "cpu"])
+    return folder
+
+
+class TestTheEmbeddedJob:
+    def test_result_holds_every_promised_field(self, written):
+        result = json.loads((written / "result.json").read_text())
+        assert result.keys() >= {"dataset", "arch", "samples", "seed", "deployable", "recipe", "fp32", "quantized"}
+        assert result.keys() >= {"versions", "machine"}
+        measures = {"top1", "top5", "precision", "recall", "f1", "latency_ms", "size_bytes"}
+        assert result["fp32"].keys() >= measures
+        assert result["quantized"].keys() >= measures | {"agreement", "execution"}
+        assert (result["dataset"], result["arch"], result["samples"]) == ("digits", "resnet20", 540)
+        assert result["quantized"]["execution"] == "simulated"
+        assert (result["recipe"]["weights"], result["recipe"]["activations"]) == ("int8", "int4")
+
+    def test_rates_are_fractions_and_quantizing_costs_little(self, written):
+        result = json.loads((written / "result.json").read_text())
+        for entry in (result["fp32"], result["quantized"]):
+            assert all(0.9 <= entry[rate] <= 1 for rate in ("top1", "top5", "precision", "recall", "f1"))
+        assert result["quantized"]["top1"] >= result["fp32"]["top1"] - 0.02
+        assert result["quantized"]["agreement"] >= 0.97
+
+    def test_stored_size_is_a_quarter(self, written):
+        result = json.loads((written / "result.json").read_text())
+        assert result["fp32"]["size_bytes"] == sum(
+            tensor.numel() * tensor.element_size()
+            for tensor in load_file(bundled_checkpoint("digits_resnet20")).values()
+        )
+        assert 0.24 < result["quantized"]["size_bytes"] / result["fp32"]["size_bytes"] < 0.26
+
+    def test_layers_are_a_row_a_tensor(self, written):
+        layers = pd.read_csv(written / "layers.csv")
+        assert {"name", "bits", "low", "high", "clipped_fraction", "sqnr_db"} <= set(layers)
+        assert layers["name"].is_unique
+        weights = layers[layers["kind"] == "weight"]
+        assert len(weights) == 20
+        assert (weights["bits"] == 8).all()
+        inner = layers[(layers["kind"] == "activation") & layers["sqnr_db"].notna() & (layers["name"] != "pool")]
+        assert (inner["bits"] == 4).all()
+        assert (inner["clipped_fraction"] > 0).any()
+        assert inner["sqnr_db"].between(5, 40).all()
+
+    def test_the_picture_needs_no_network(self, written):
+        page = (written / "layers.html").read_text()
+        assert "<script" in page
+        assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (["--arch", "resnet21"], "resnet21"),
+            (["--dataset", "cifra"], "cifra"),
+            (["--clip", "laplac"], "laplac"),
+            (["--weight-clip", "none"], "none"),
+            (["--weights", "int0"], "int0"),
+            (["--activations", "int17"], "int17"),
+            (["--recipe", "nope"], "nope"),
+            (["--limit", "0"], "limit"),
+            (["--batch-size", "0"], "batch"),
+            (["--calibration-samples", "0"], "calibration"),
+            (["--device", "nonsense"], "nonsense"),
+            (["--no-such-flag"], "no-such-flag"),
+            (["--checkpoint", "missing.th"], "missing.th"),
+            (["--bias", "float32"], "deployable"),
+        ],
+    )
+    def test_is_named(self, capsys, arguments, named):
+        assert named in failing_line(capsys, *arguments)
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
+    def test_a_cuda_device_that_is_not_there(self, capsys):
+        line = failing_line(capsys, "--device", "cuda")
+        assert "cuda" in line
+        assert "--device cpu" in line
+
+    def test_a_folder_without_images(self, capsys, tmp_path):
+        assert str(tmp_path) in failing_line(capsys, "--dataset", "imagenet", "--data", tmp_path, "--checkpoint", "x")
+
+    def test_a_checkpoint_of_another_architecture_names_keys(self, capsys):
+        line = failing_line(capsys, "--arch", "resnet32", "--checkpoint", bundled_checkpoint("digits_resnet20"))
+        assert "layer1.3" in line
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_not_finite_name_the_layer(self, capsys, tmp_path, value):
+        state = load_file(bundled_checkpoint("digits_resnet20"))
+        state["layer2.1.conv1.weight"][0, 0, 0, 0] = value
+        save_file(state, tmp_path / "broken.safetensors")
+        line = failing_line(capsys, "--checkpoint", tmp_path / "broken.safetensors")
+        assert "layer2.1.conv1.weight" in line
+
+
+class TestCorruptImages:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        pixels = np.random.default_rng(0).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+        for i, image in enumerate(pixels):
+            path = tmp_path / "data" / f"class{i % 2}" / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        good = (tmp_path / "data" / "class0" / "0.png").read_bytes()
+        (tmp_path / "data" / "class1" / "cut.png").write_bytes(good[: len(good) // 2])
+        state = {k: v for k, v in load_file(bundled_checkpoint("digits_resnet20")).items() if "linear" not in k}
+        state["conv1.weight"] = state["conv1.weight"].repeat(1, 3, 1, 1)
+        state |= {"linear.weight": torch.randn(2, 64), "linear.bias": torch.zeros(2)}
+        save_file(state, tmp_path / "two_classes.safetensors")
+        return tmp_path
+
+    def flags(self, folder):
+        paths = {"--data": "data", "--output": "out", "--checkpoint": "two_classes.safetensors"}
+        given = [part for flag, name in paths.items() for part in (flag, folder / name)]
+        return ["--dataset", "folder", "--arch", "resnet20", *given]
+
+    def test_one_stops_the_run_and_is_named(self, capsys, folder):
+        line = failing_line(capsys, *self.flags(folder))
+        assert "cut.png" in line
+        assert "--skip-corrupt" in line
+
+    def test_skipping_counts_and_reports_it(self, capsys, folder):
+        script_main()([*map(str, self.flags(folder)), "--skip-corrupt"])
+        result = json.loads((folder / "out" / "result.json").read_text())
+        assert result["samples"] == 12
+        assert {Path(path).name for path in result["skipped_images"]} == {"cut.png"}
+        assert "skipped" in capsys.readouterr().out
