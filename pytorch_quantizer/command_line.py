@@ -18,7 +18,7 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
 
 
 def add_flags(parser: jsonargparse.ArgumentParser, dataclass: type, title: str, *, optional: bool = False) -> None:
-    """One flag a field that has ``metadata["help"]``: ``weight_clip`` is ``--weight-clip``; what is False needs no value.
+    """One flag a field with ``metadata["help"]``: ``weight_clip`` is ``--weight-clip``; what is False needs no value.
 
     optional: the default is None, which means 'not given'.
     """
