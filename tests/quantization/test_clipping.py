@@ -37,6 +37,7 @@ class TestMinmax:
     def test_ends_at_the_ceiling(self):
         assert chosen("minmax", 4, Domain("rectified", 6.0), min=-3.0, max=7.0) == (0.0, 6.0)
         assert chosen("minmax", 4, Domain("rectified", 6.0), min=-3.0, max=5.0) == (0.0, 5.0)
+        assert chosen("minmax", 4, Domain("rectified", 6.0), min=7.0, max=9.0) == (6.0, 6.0)
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8, 16])
