@@ -90,10 +90,13 @@ def exact_round(v, rounding):
 
 class TestValues:
     def test_true_division(self):
-        # 5 / 0.1f is 49.999999… and rounds to 50 as a quotient; as a product with 1/0.1f it may land elsewhere.
-        x, s = torch.tensor([0.15, 0.25, 0.35, 0.45, 0.55]), np.float32(0.1)
-        expected = [round(float(np.float32(v) / s)) for v in x.numpy()]
-        assert reference.quantize(x, *grid(float(s), 0), -8, 7).tolist() == expected
+        # Next to ties a product with 1/s rounds to other codes than the quotient does.
+        s = np.float32(0.1)
+        x = (np.arange(-3000, 3000, dtype=np.float32) + np.float32(0.5)) * s
+        expected = np.rint(x / s)
+        assert (expected != np.rint(x * (np.float32(1) / s))).any()
+        codes = reference.quantize(torch.from_numpy(x), *grid(float(s), 0), -(2**15), 2**15 - 1)
+        assert codes.tolist() == expected.tolist()
 
     def test_special_values(self):
         x = torch.tensor([float("nan"), float("inf"), -float("inf"), 3e38, -0.0])
