@@ -123,6 +123,16 @@ class TestModel:
         with pytest.raises(InputError, match=r"body\.3\.weight holds 1 NaN or infinite value"):
             quantize(broken, "w8a8", [images()])
 
+    def test_a_trace_that_computes_something_else_is_refused(self):
+        def through_a_view(net, x):
+            y = net.a(x)
+            y.flatten(1).relu_()
+            return net.b(y)
+
+        net = network(through_a_view, a=nn.Conv2d(3, 4, 3), b=nn.Conv2d(4, 4, 3))
+        with pytest.raises(InputError, match=r"the traced graph of Network is off by"):
+            quantize(net, "w8a8", [images()])
+
     def test_strict(self):
         odd = sequence(nn.Conv2d(3, 4, 3), Untraceable(), nn.Conv2d(4, 4, 3))
         with pytest.raises(InputError, match=r"--strict: .*'body\.1'"):

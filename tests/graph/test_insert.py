@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from networks import Untraceable, images, network, reading_float, sequence
 from torch import nn
 
-from pytorch_quantizer import Recipe, quantize
+from pytorch_quantizer import Override, Recipe, quantize
 from pytorch_quantizer.graph.operations import LAYERS, layer_nodes
 from pytorch_quantizer.models import create_model
 
@@ -165,6 +165,18 @@ class TestInPlace:
                 assert torch.equal(model(given), expected)
             assert torch.equal(given, x)
         assert torch.equal(model(x), expected)  # with gradients nothing is overwritten
+
+    def test_results_that_may_be_views_are_not_overwritten(self):
+        def forward(net, x):
+            y = net.a(x).relu()
+            return net.b(torch.einsum("nchw->ncwh", y)) + net.c(y)
+
+        net = network(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), c=nn.Conv2d(4, 4, 1))
+        recipe = W8A4.replace(first=None, last=None, activations="int8", overrides=(Override("b", activations="int2"),))
+        model = simulated(net, recipe)
+        with torch.no_grad():
+            overwriting_allowed = model(images())
+        assert torch.equal(overwriting_allowed, model(images()))  # with gradients nothing is overwritten
 
     def test_only_fresh_results_with_one_reader(self):
         for model in (simulated(residual_net()), simulated(residual_net(), W8A4.replace(wide_residual=True))):
