@@ -52,6 +52,15 @@ def test_rounding_is_obeyed():
     assert codes == {"half_even": [0, 2, 2, 7], "half_away": [1, 2, 3, 7]}
 
 
+def test_stochastic_rounding_draws_anew_at_each_call():
+    quantizer = IntQuantizer(4, rounding="stochastic").fit(torch.tensor([-7.0, 7.0]))
+    x = torch.full((4000,), 0.3)
+    first, second = quantizer(x), quantizer(x)
+    assert first.unique().tolist() == second.unique().tolist() == [0.0, 1.0]
+    assert not torch.equal(first, second)
+    assert first.mean().item() == pytest.approx(0.3, abs=0.03)  # four standard errors
+
+
 def test_domain_is_obeyed():
     assert IntQuantizer(8, signed=False, symmetric=False, domain=Domain("unit")).fit(X).range()[1] == 1
     low, high = IntQuantizer(8, signed=False, symmetric=False, domain=Domain("rectified", 1.25)).fit(X).range()
