@@ -10,6 +10,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
-    for row in [*cifar_rows(options.data / "cifar10"), *imagenet_rows(options.data / "imagenet")]:
+    for row in chain(cifar_rows(options.data / "cifar10"), imagenet_rows(options.data / "imagenet")):
         print(f"{'ok  ' if row.met else 'MISS'} {row.what:<62} {row.measured:<34} must be {row.required}", flush=True)
         rows.append(vars(row))
     if options.json:
