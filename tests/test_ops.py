@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import DTYPES, LAYOUTS, assert_same, hard_grid, hard_tensor, hard_values
+from hard_inputs import DTYPES, LAYOUTS, assert_same, hard_grid, hard_tensor, hard_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import DTYPES, assert_same, hard_values
+from hard_inputs import DTYPES, assert_same, hard_values
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
