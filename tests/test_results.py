@@ -32,7 +32,7 @@ def batches():
 def calibration():
     real_data("cifar10/train_10k.npz")
     return list(
-        calibration_loader(load_dataset("cifar10", real_data("cifar10"), split="train"), 512, batch_size=256, seed=0)
+        calibration_loader(load_dataset("cifar10", real_data("cifar10"), split="train"), 256, batch_size=256, seed=0)
     )
 
 

@@ -226,8 +226,7 @@ class TestFunctionalLayers:
 SETTINGS = [
     {"batch_first": batch_first, "bias": bias, "need_weights": need, "average": average, "mask": mask}
     for batch_first in (True, False)
-    for bias in (True, False)
-    for need, average in ((True, True), (True, False), (False, True))
+    for bias, need, average in ((True, True, True), (True, False, True), (False, True, False))
     for mask in (None, "float", "bool", "per head")
 ]
 

@@ -157,11 +157,11 @@ def also_the_output(net, x):
 
 STAYING = {
     "others read the layer": (branch, "others read"),
-    "the layer is shared": (lambda net, x: net.bn(net.conv(net.conv(x))), "before it, no layer called once"),
-    "a ReLU between": (lambda net, x: net.bn(net.conv(x).relu()), "before it, no layer called once"),
-    "a ReLU behind": (lambda net, x: net.conv(net.bn(x).relu()), "after it, no single layer called once"),
-    "two readers": (two_readers, "after it, no single layer called once"),
-    "read elsewhere too": (also_the_output, "after it, no single layer called once"),
+    "the layer is shared": (lambda net, x: net.bn(net.conv(net.conv(x))), "no layer called once"),
+    "a ReLU between": (lambda net, x: net.bn(net.conv(x).relu()), "no layer called once"),
+    "a ReLU behind": (lambda net, x: net.conv(net.bn(x).relu()), "no single layer called once"),
+    "two readers": (two_readers, "no single layer called once"),
+    "read elsewhere too": (also_the_output, "no single layer called once"),
 }
 
 

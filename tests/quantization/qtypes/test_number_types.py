@@ -9,7 +9,7 @@ from pytorch_quantizer import InputError, TensorStatistics
 from pytorch_quantizer.quantization.clipping import CLIPPINGS, Domain
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
 
-BITS = {"int": (1, 2, 3, 4, 8, 16)}  # the widths that a type is tested at; others at those of a new type
+BITS = {"int": (1, 2, 4, 8, 16)}  # the widths that a type is tested at; others at those of a new type
 A_NEW_TYPES_BITS = (2, 4, 8)
 SETTINGS = {  # as placement asks for them
     "weight": {"signed": True, "narrow": True, "symmetric": True, "axis": 0},
