@@ -5,6 +5,7 @@ What can't be traced becomes one opaque operation, listed with its reason.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -102,7 +103,7 @@ def _trace(model: nn.Module, opaque: dict[str, str], originals: dict[str, nn.Mul
     while True:
         tracer = _Tracer(opaque)
         try:
-            graph = tracer.trace(model)
+            graph = tracer.trace(model, concrete_args=_defaults(model))
         except Exception as error:  # whatever a foreign forward raises under tracing
             reason = " ".join(str(error).split()) or type(error).__name__
             if not tracer.entered:
@@ -116,7 +117,25 @@ def _trace(model: nn.Module, opaque: dict[str, str], originals: dict[str, nn.Mul
                 if f"{name}.".startswith(f"{resisting}."):
                     _set_submodule(model, name, attention)
             continue
+        _drop_defaults(graph, model)
         return fx.GraphModule(tracer.root, graph, type(model).__name__).eval()
+
+
+def _defaults(model: nn.Module) -> dict[str, Any]:
+    """The optional arguments of ``forward`` (mask=None, a flag): the graph is of the network called without them."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty}
+
+
+def _drop_defaults(graph: fx.Graph, model: nn.Module) -> None:
+    """Take out what fx leaves of optional arguments: a placeholder each, and an assertion that it has its default."""
+    needed = len(inspect.signature(model.forward).parameters) - len(_defaults(model))
+    for placeholder in [node for node in graph.nodes if node.op == "placeholder"][needed:]:
+        for user in [*placeholder.users, placeholder]:
+            for assertion in [*user.users]:
+                graph.erase_node(assertion)
+            graph.erase_node(user)
+    graph.set_codegen(fx.graph.CodeGen())
 
 
 def _write_out_attention(model: nn.Module) -> tuple[dict[str, str], dict[str, nn.MultiheadAttention]]:

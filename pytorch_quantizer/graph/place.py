@@ -7,13 +7,12 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable
 from dataclasses import replace
-from fnmatch import fnmatchcase
+from itertools import chain
 from typing import Any
 from zlib import crc32
 
 from torch import fx, nn
 
-from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.operations import (
     TRANSPOSED,
     is_addition,
@@ -32,6 +31,7 @@ from pytorch_quantizer.graph.operations import (
     relu_ceiling,
     tensor_inputs,
 )
+from pytorch_quantizer.graph.requests import Requests
 from pytorch_quantizer.graph.site import WIDE, Site
 from pytorch_quantizer.quantization.clipping import Domain
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType, Quantizer
@@ -41,29 +41,6 @@ FLOAT_ASKED = "the recipe asks for float32"
 Readings = dict[fx.Node, list[fx.Node]]  # a tensor → the layers and arithmetic that read it
 
 
-class Position:
-    """Where operations stand between the network's input and output, counted in layers."""
-
-    def __init__(self, graph: fx.GraphModule) -> None:
-        layers = {node for node, _ in layer_nodes(graph)}
-        self.after_a_layer: set[fx.Node] = set()
-        self.before_a_layer: set[fx.Node] = set()
-        for node in graph.graph.nodes:
-            if any(source in layers or source in self.after_a_layer for source in node.all_input_nodes):
-                self.after_a_layer.add(node)
-        for node in reversed(graph.graph.nodes):
-            if any(user in layers or user in self.before_a_layer for user in node.users):
-                self.before_a_layer.add(node)
-
-    def is_first(self, node: fx.Node) -> bool:
-        """No layer lies before it."""
-        return node not in self.after_a_layer
-
-    def is_last(self, node: fx.Node) -> bool:
-        """No layer lies behind it."""
-        return node not in self.before_a_layer
-
-
 def place(graph: fx.GraphModule, recipe: Recipe, reasons: dict[str, str]) -> tuple[Site, ...]:
     """Every tensor of the graph as a Site: the quantized ones with an unfitted quantizer, the others with the reason.
 
@@ -71,14 +48,14 @@ def place(graph: fx.GraphModule, recipe: Recipe, reasons: dict[str, str]) -> tup
     Raises InputError where an override's pattern matches no layer or operation that reads a quantizable tensor.
     """
     readings = read_tensors(graph)
-    _check_patterns(recipe, readings)
-    position = Position(graph)
-    sites = list(_weight_sites(graph, recipe, position))
+    requests = Requests(graph, recipe)
+    requests.check_patterns(chain.from_iterable(readings.values()))
+    sites = list(_weight_sites(graph, requests))
     for node in graph.graph.nodes:
         if node.op == "output" or not is_tensor(node):
             continue
         if node in readings:
-            sites += _activation_sites(graph, recipe, position, node, readings[node], readings)
+            sites += _activation_sites(graph, requests, node, readings)
         else:
             sites += _float_site(graph, node, reasons)
     return (*_carried_in_float_explained(sites), *_float_parameters(graph, sites, reasons))
@@ -123,25 +100,19 @@ def fused_relu(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
     return reader if reader is not None and len(node.users) == 1 and is_relu(graph, reader) else None
 
 
-def _activation_sites(
-    graph: fx.GraphModule,
-    recipe: Recipe,
-    position: Position,
-    node: fx.Node,
-    readers: list[fx.Node],
-    readings: Readings,
-) -> list[Site]:
+def _activation_sites(graph: fx.GraphModule, requests: Requests, node: fx.Node, readings: Readings) -> list[Site]:
+    readers = readings[node]
     if _is_carried(graph, node, readings):
         concatenation = next(iter(node.users))
         return [_site(node, readers, carrier=label(concatenation))]
     additions = [reader for reader in readers if is_addition(graph, reader)]
     others = [reader for reader in readers if reader not in additions]
-    if not (recipe.wide_residual and additions and others):
-        return [_requested_site(graph, recipe, position, node, readers, "residual" if not others else "activation")]
-    narrow = _requested_site(graph, recipe, position, node, others, "activation")
-    wide = _requested_site(graph, recipe, position, node, additions, "residual")
+    if not (requests.recipe.wide_residual and additions and others):
+        return [_requested_site(graph, requests, node, readers, "residual" if not others else "activation")]
+    narrow = _requested_site(graph, requests, node, others, "activation")
+    wide = _requested_site(graph, requests, node, additions, "residual")
     if _bits(wide) <= _bits(narrow):
-        return [_requested_site(graph, recipe, position, node, readers, "activation")]
+        return [_requested_site(graph, requests, node, readers, "activation")]
     return [narrow, replace(wide, name=f"{wide.name}{WIDE}")]
 
 
@@ -152,12 +123,10 @@ def _is_carried(graph: fx.GraphModule, node: fx.Node, readings: Readings) -> boo
 
 
 def _requested_site(
-    graph: fx.GraphModule, recipe: Recipe, position: Position, node: fx.Node, readers: list[fx.Node], kind: str
+    graph: fx.GraphModule, requests: Requests, node: fx.Node, readers: list[fx.Node], kind: str
 ) -> Site:
     """A tensor under the widest number type that any of its readers asks for."""
-    wanted, clip = max(
-        (_request(recipe, position, reader, kind) for reader in readers), key=lambda request: request[0].bits
-    )
+    recipe, (wanted, clip) = requests.recipe, requests.for_tensor(readers, kind)
     kind = "input" if node.op == "placeholder" else kind
     if wanted.is_float:
         return _site(node, readers, kind=kind, reason=FLOAT_ASKED)
@@ -174,19 +143,6 @@ def _requested_site(
     return _site(node, readers, kind=kind, quantizer=quantizer, observed=observed)
 
 
-def _request(recipe: Recipe, position: Position, reader: fx.Node, kind: str) -> tuple[NumberType, str]:
-    """What one reader asks of the tensor it reads: (number type, clipping)."""
-    wanted = [recipe.activations]
-    wanted += [recipe.residual] if kind == "residual" and recipe.residual else []
-    wanted += [recipe.first] if position.is_first(reader) and recipe.first else []
-    wanted += [recipe.last] if position.is_last(reader) and recipe.last else []
-    widest, clip = max((NumberType.parse(text) for text in wanted), key=lambda number: number.bits), recipe.clip
-    for override in recipe.matching(label(reader)):
-        widest = NumberType.parse(override.activations) if override.activations else widest
-        clip = override.clip or clip
-    return widest, clip
-
-
 def _domain(graph: fx.GraphModule, node: fx.Node) -> tuple[Domain, fx.Node]:
     """What is known of a tensor's values, and the node whose statistics describe them."""
     if is_relu(graph, node):
@@ -196,30 +152,17 @@ def _domain(graph: fx.GraphModule, node: fx.Node) -> tuple[Domain, fx.Node]:
     return Domain("nonnegative" if is_nonnegative(graph, node) else "real"), node
 
 
-def _weight_sites(graph: fx.GraphModule, recipe: Recipe, position: Position) -> Iterable[Site]:
+def _weight_sites(graph: fx.GraphModule, requests: Requests) -> Iterable[Site]:
     calls: dict[str, list[fx.Node]] = {}
     for node, _ in layer_nodes(graph):
         calls.setdefault(str(node.target), []).append(node)
     for name, nodes in calls.items():
         layer = graph.get_submodule(name)
-        requests = (_weight_request(recipe, position, call) for call in nodes)
-        wanted, clip = max(requests, key=lambda request: request[0].bits)
-        quantizer = None if wanted.is_float else _weight_quantizer(recipe, name, layer, wanted, clip)
+        wanted, clip = requests.for_weight(nodes)
+        quantizer = None if wanted.is_float else _weight_quantizer(requests.recipe, name, layer, wanted, clip)
         reason = FLOAT_ASKED if wanted.is_float else None
         consumers = tuple(label(call) for call in nodes)
         yield Site(f"{name}.weight", "weight", consumers, quantizer, reason=reason, node=f"{name}.weight")
-
-
-def _weight_request(recipe: Recipe, position: Position, node: fx.Node) -> tuple[NumberType, str]:
-    wanted = [recipe.weights]
-    wanted += [recipe.first] if position.is_first(node) and recipe.first else []
-    wanted += [recipe.last] if position.is_last(node) and recipe.last else []
-    widest = max((NumberType.parse(text) for text in wanted), key=lambda number: number.bits)
-    clip = recipe.weight_clip
-    for override in recipe.matching(label(node)):
-        widest = NumberType.parse(override.weights) if override.weights else widest
-        clip = override.weight_clip or clip
-    return widest, clip
 
 
 def _weight_quantizer(recipe: Recipe, name: str, layer: nn.Module, wanted: NumberType, clip: str) -> Quantizer:
@@ -299,11 +242,3 @@ def _site(
 
 def _bits(site: Site) -> int:
     return site.quantizer.bits if site.quantizer is not None else NumberType.parse("float32").bits
-
-
-def _check_patterns(recipe: Recipe, readings: Readings) -> None:
-    names = {label(reader) for readers in readings.values() for reader in readers}
-    for override in recipe.overrides:
-        if not any(fnmatchcase(name, override.layers) for name in names):
-            shown = ", ".join(sorted(names)[:5])
-            raise InputError(f"override {override.layers!r} matches no layer; layers are {shown} …")

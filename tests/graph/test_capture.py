@@ -374,3 +374,22 @@ class TestLabels:
         marked = {label(node): node.meta["is_tensor"] for node in capture(net, images()).graph.graph.nodes}
         assert marked["conv"] is marked["view"] is True
         assert marked["size"] is False
+
+
+class TestOptionalArguments:
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x, mask=None, features=False, power=1):
+            y = self.conv(x)
+            if mask is not None:
+                y = y * mask
+            return y if features else y.mean((2, 3)) * power
+
+    def test_the_graph_is_of_the_call_without_them(self):
+        model, x = self.Masked().eval(), torch.randn(2, 3, 8, 8)
+        graph = capture(model, x).graph
+        assert torch.equal(graph(x), model(x))
+        assert [node.name for node in graph.graph.nodes if node.op == "placeholder"] == ["x"]

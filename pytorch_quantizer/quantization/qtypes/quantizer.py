@@ -46,4 +46,4 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def describe(self) -> str:
-        """The number type in a word, as recipes name it: int4."""
+        """The number type in a word: int4, uint4."""
