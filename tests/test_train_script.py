@@ -53,7 +53,7 @@ class TestMistakes:
         [
             (["--epochs", "0"], "epochs must be at least 1, got 0"),
             (["--epochs", "many"], "many"),
-            (["--epoch", "3x"], "3x"),
+            (["--epoch", "3"], "--epoch"),
             (["--nonsense", "1"], "nonsense"),
             (["--config", "absent.yaml"], "absent.yaml"),
             (["--dataset", "svhn"], "unknown data set 'svhn'"),

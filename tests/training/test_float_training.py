@@ -52,7 +52,7 @@ class TestRun:
 
     def test_torchs_own_settings_are_given_back(self, small):
         threads = torch.get_num_threads()
-        train(config_of(small, threads=1, validation_fraction=0), progress=False)
+        train(config_of(small, threads=threads + 1, validation_fraction=0), progress=False)
         assert torch.get_num_threads() == threads
         assert not torch.are_deterministic_algorithms_enabled()
 
