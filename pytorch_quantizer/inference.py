@@ -4,6 +4,7 @@ scripts/run_inference.py is its command line; each step lives in its own stage's
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclass(frozen=True)
 class InferenceConfig:
-    """What to run; the comment beside each field is its flag's help. The recipe itself is the recipe's business."""
+    """What to run; each field's ``metadata["help"]`` is its flag's help. The recipe itself is the recipe's business."""
 
     dataset: str = _option("digits", "digits (embedded), mnist, cifar10, imagenet, or folder (any ImageFolder)")
     data: Path | None = _option(None, "the data set's folder (imagenet: default ~/datasets/ILSVRC2012)")
@@ -67,7 +68,8 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
     batches = calibration_loader(
         calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed
     )
-    quantized = quantize(model, recipe, batches, strict=config.strict)
+    seen: list[int] = []
+    quantized = quantize(model, recipe, _counted(batches, seen), strict=config.strict)
     evaluation = evaluate(
         quantized, make_loader(test, config.batch_size, limit=config.limit), reference=model, device=device
     )
@@ -79,8 +81,8 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
         "seed": config.seed,
         "deployable": recipe.deployable,
         "recipe": asdict(recipe),
-        "calibration": {"split": source, "samples": min(config.calibration_samples, len(calibration))},
-        "skipped_images": [str(path) for path in (*test.skipped, *calibration.skipped)],
+        "calibration": {"split": source, "samples": sum(seen)},
+        "skipped_images": list(dict.fromkeys([*test.skipped, *calibration.skipped])),
         **_both(model, quantized, evaluation, images),
         "versions": versions(),
         "machine": machine(device),
@@ -104,6 +106,13 @@ def load_images(config: InferenceConfig) -> tuple[ImageDataset, ImageDataset, st
         for split in ("test", source)
     )
     return test, calibration, source
+
+
+def _counted(batches: Iterable[Any], seen: list[int]) -> Iterator[Any]:
+    """The batches, each one's number of images appended to ``seen``: skipped files leave fewer than were drawn."""
+    for batch in batches:
+        seen.append(len(batch[0]))
+        yield batch
 
 
 def load_model(config: InferenceConfig, images: ImageDataset) -> nn.Module:

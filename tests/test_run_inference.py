@@ -162,5 +162,6 @@ class TestCorruptImages:
         script_main()([*map(str, self.flags(folder)), "--skip-corrupt"])
         result = json.loads((folder / "out" / "result.json").read_text())
         assert result["samples"] == 12
-        assert {Path(path).name for path in result["skipped_images"]} == {"cut.png"}
+        assert result["skipped_images"] == [str(folder / "data" / "class1" / "cut.png")]
+        assert result["calibration"] == {"split": "test", "samples": 12}
         assert "skipped" in capsys.readouterr().out
