@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pytorch_quantizer.calibration.calibrate import calibrate, device_of, fit, images_of
@@ -35,6 +36,11 @@ def quantize(
     quantizes weights alone. strict: a module that can't be captured is an error. Batch norms are folded, in eval mode.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
+    if isinstance(model, QuantizedModel):
+        raise InputError("the model is quantized already; quantize the float model it was made from")
+    double = next((name for name, tensor in model.named_parameters() if tensor.dtype == torch.float64), None)
+    if double is not None:
+        raise InputError(f"{double} is float64; the kernels compute in float32: call model.float() first")
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     example, batches = _peek(model, calibration)
     captured = capture(model, example, strict=strict)

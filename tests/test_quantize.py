@@ -64,12 +64,10 @@ class TestCalibrationForms:
             quantize(net(), "w8a8", [images()[:0]])
 
     def test_weights_alone_need_none(self):
-        model = quantize(net(), FLOAT_ACTIVATIONS.replace(weights="int4"))
+        model = quantize(net(), FLOAT_ACTIVATIONS.replace(overrides=(Override("*", weights="int4"),)))
         assert {s.kind for s in model.sites if s.quantizer is not None} == {"weight"}
         assert model.get_submodule("body.0").weight[0].unique().numel() <= 16
-        assert torch.equal(
-            quantize(net(), FLOAT_ACTIVATIONS.replace(weights="int4"), [images()])(images()), model(images())
-        )
+        assert torch.equal(quantize(net(), model.recipe, [images()])(images()), model(images()))
 
 
 class TestRecipes:

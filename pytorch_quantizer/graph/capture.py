@@ -1,4 +1,4 @@
-"""From an nn.Module to a torch.fx graph of it: traced, made free of in-place operations, named, and checked.
+"""From an nn.Module to a torch.fx graph of it: traced, normalized (normalize.py), named, and checked.
 What can't be traced becomes one opaque operation, listed with its reason.
 """
 
@@ -11,15 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.attention import DecomposedAttention
-from pytorch_quantizer.graph.operations import Layer, called_name
+from pytorch_quantizer.graph.normalize import normalize
+from pytorch_quantizer.graph.operations import called_name
 
-FUNCTIONAL_CONVOLUTIONS = {F.conv1d: nn.Conv1d, F.conv2d: nn.Conv2d, F.conv3d: nn.Conv3d}
-LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 FAITHFUL = 1e-3  # largest difference from the model's own output, as a share of its largest value
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -43,20 +41,48 @@ def capture(model: nn.Module, example: Tensor | None = None, *, strict: bool = F
     Raises InputError for NaN or infinite weights (naming the layer), a model that can't be traced at all, and a graph
     that doesn't compute what the model computes.
     """
+    _check_kind(model)
     check_finite(model)
-    traced = copy.deepcopy(model).eval()
+    traced = _copied(model).eval()
     opaque, originals = _write_out_attention(traced)
     graph = _trace(traced, opaque, originals)
     if strict and opaque:
         name, reason = next(iter(opaque.items()))
         raise InputError(f"--strict: {len(opaque)} module(s) can't be captured; the first is {name!r}: {reason}")
-    _make_functional(graph)
-    _modules_from_functions(graph)
+    graph = normalize(graph)
+    _check_inputs(graph)
     _label(graph)
     _annotate(graph, example)
     if example is not None:
         _check_faithful(model, graph, example)
     return Captured(graph, opaque)
+
+
+def _check_kind(model: nn.Module) -> None:
+    """Raise InputError for wrappers around a model, each with its remedy."""
+    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        raise InputError(f"{type(model).__name__} wraps the model; give the model itself, model.module")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("a ScriptModule has no Python to trace; give the eager model it was made from")
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # weights that are computed by hooks
+        first = str(error).splitlines()[0]
+        raise InputError(
+            f"{type(model).__name__} can't be copied: {first}; if it uses torch.nn.utils.weight_norm, call "
+            "remove_weight_norm on its layers first"
+        ) from error
+
+
+def _check_inputs(graph: fx.GraphModule) -> None:
+    inputs = [node.name for node in graph.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != 1:
+        raise InputError(
+            f"the model takes {len(inputs)} inputs ({', '.join(inputs)}); wrap it so that it takes images alone"
+        )
 
 
 def check_finite(model: nn.Module) -> None:
@@ -73,9 +99,9 @@ def check_finite(model: nn.Module) -> None:
 class _Tracer(fx.Tracer):
     """Enters every module but torch.nn's simple ones and those known to be opaque; remembers where it is."""
 
-    def __init__(self, opaque: dict[str, str]) -> None:
+    def __init__(self, opaque: dict[str, str] | None = None) -> None:
         super().__init__()
-        self.opaque = opaque
+        self.opaque = opaque or {}
         self.entered: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -158,91 +184,6 @@ def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _make_functional(graph: fx.GraphModule) -> None:
-    """Turn in-place operations into ones that return a new tensor; whoever read the old one later reads the new."""
-    in_place_modules = {name for name, module in graph.named_modules() if getattr(module, "inplace", False)}
-    for name in in_place_modules:
-        graph.get_submodule(name).inplace = False  # type: ignore[assignment]
-    for node in graph.graph.nodes:
-        if node.op == "call_module" and node.target in in_place_modules:
-            _redirect_later_readers(graph, node)
-        elif node.op == "call_function" and node.kwargs.get("inplace"):
-            node.kwargs = {**node.kwargs, "inplace": False}
-            _redirect_later_readers(graph, node)
-        elif (target := _out_of_place(node)) is not None:
-            node.target = target
-            _redirect_later_readers(graph, node)
-    graph.recompile()
-
-
-def _out_of_place(node: fx.Node) -> Any:
-    """What computes the same as ``x.relu_()`` or ``torch.relu_(x)`` into a new tensor; None for all other nodes."""
-    name = called_name(node)
-    if node.op not in ("call_method", "call_function") or not name.endswith("_") or name.endswith("__"):
-        return None
-    if node.op == "call_method":
-        return name[:-1] if hasattr(Tensor, name[:-1]) else None
-    return getattr(torch, name[:-1], None) or getattr(F, name[:-1], None)
-
-
-def _redirect_later_readers(graph: fx.GraphModule, node: fx.Node) -> None:
-    overwritten = node.args[0]
-    if isinstance(overwritten, fx.Node):
-        overwritten.replace_all_uses_with(node, delete_user_cb=lambda user: node < user)
-
-
-def _modules_from_functions(graph: fx.GraphModule) -> None:
-    """F.conv2d(x, self.weight, …) with parameters of the model becomes an nn.Conv2d, F.linear an nn.Linear."""
-    for node in list(graph.graph.nodes):
-        if node.op != "call_function" or node.target not in (F.linear, *FUNCTIONAL_CONVOLUTIONS):
-            continue
-        layer = _layer_from_call(graph, node)
-        if layer is not None:
-            _replace_by_module(graph, node, layer)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-
-
-def _replace_by_module(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
-    """Let a node that called a function call ``layer`` instead, on the function's first argument."""
-    graph.add_submodule(node.name, layer)
-    with graph.graph.inserting_before(node):
-        source = node.args[0] if node.args else node.kwargs["input"]
-        call = graph.graph.call_module(node.name, (source,))
-    call.meta = dict(node.meta)
-    node.replace_all_uses_with(call)
-    graph.graph.erase_node(node)
-
-
-def _layer_from_call(graph: fx.GraphModule, node: fx.Node) -> Layer | None:
-    """The module that a functional call with the model's own parameters stands for, else None."""
-    given = {**dict(zip(LAYER_ARGUMENTS, node.args, strict=False)), **node.kwargs}
-    weight, bias = (_parameter(graph, given.get(name)) for name in ("weight", "bias"))
-    if weight is None or (given.get("bias") is not None and bias is None):
-        return None
-    with torch.device("meta"):
-        layer = _empty_layer(node.target, weight, bias is not None, given)
-    layer.weight = nn.Parameter(weight.detach())
-    layer.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
-    return layer.eval()
-
-
-def _empty_layer(function: Any, weight: Tensor, bias: bool, given: dict[str, Any]) -> Layer:
-    if function is F.linear:
-        return nn.Linear(weight.shape[1], weight.shape[0], bias=bias)
-    groups = given.get("groups", 1)
-    options = {key: given[key] for key in ("stride", "padding", "dilation") if key in given}
-    kind: Any = FUNCTIONAL_CONVOLUTIONS[function]
-    return kind(weight.shape[1] * groups, weight.shape[0], tuple(weight.shape[2:]), groups=groups, bias=bias, **options)
-
-
-def _parameter(graph: fx.GraphModule, value: Any) -> Tensor | None:
-    if not isinstance(value, fx.Node) or value.op != "get_attr":
-        return None
-    owner, _, name = str(value.target).rpartition(".")
-    return getattr(graph.get_submodule(owner), name)
-
-
 def _label(graph: fx.GraphModule) -> None:
     """Give each node a unique name for people: layer1.0.conv1, layer1.0.add, layer1.0.relu_1."""
     seen: Counter[str] = Counter()
@@ -279,8 +220,14 @@ def _annotate(graph: fx.GraphModule, example: Tensor | None) -> None:
         for node in graph.graph.nodes:
             node.meta["is_tensor"] = True
         return
-    with torch.no_grad():
-        _Annotator(graph).run(example)
+    try:
+        with torch.no_grad():
+            _Annotator(graph).run(example)
+    except (RuntimeError, ValueError) as error:  # whatever a shape that doesn't fit makes a foreign layer raise
+        first = str(error).splitlines()[0]
+        raise InputError(
+            f"the model can't run on calibration images of shape {list(example.shape)}: {first}"
+        ) from error
 
 
 def _check_faithful(model: nn.Module, graph: fx.GraphModule, example: Tensor) -> None:

@@ -108,7 +108,7 @@ def _bias_obstacle(recipe: Recipe, input_scale: Tensor | None, weight: Quantizer
     if calls > 1:
         return f"the layer is called {calls} times, on tensors of different scales"
     if weight is None or input_scale is None:
-        return "the layer's weight or input stays in float, so its sums have no integer grid"
+        return "the layer's weight or input has no grid, or several, so its sums have none"
     return None
 
 
@@ -137,7 +137,8 @@ def _insert_quantizer(graph: fx.GraphModule, source: fx.Node, site: Site, quanti
     quantized.meta = {**source.meta, "label": f"{site.name}:quantized"}
     if site.is_wide:
         for reader in [node for node in graph.graph.nodes if label(node) in site.consumers]:
-            reader.args = fx.map_arg(reader.args, partial(_reroute, graph, source, quantized, reader))
+            through = partial(_reroute, graph, source, quantized, reader)
+            reader.args, reader.kwargs = fx.map_arg(reader.args, through), fx.map_arg(reader.kwargs, through)
         return
     twins = {user for user in source.users if user.meta.get("label", "").endswith(":quantized")}
     source.replace_all_uses_with(quantized, delete_user_cb=lambda user: user not in twins)

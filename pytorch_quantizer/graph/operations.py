@@ -1,5 +1,5 @@
 """What each operation of a captured graph means for quantization: layer, arithmetic, ReLU, value-keeping or float.
-A new operation is one entry in these tables; placement (insert.py) and folding (fold.py) only ask.
+A new operation is one entry in these tables; placement (place.py) and folding (fold.py) only ask.
 """
 
 from __future__ import annotations
@@ -65,6 +65,14 @@ RELUS: dict[Any, float | None] = {
     nn.ReLU6: 6.0,
     F.relu6: 6.0,
 }
+CLAMPS: dict[Any, tuple[tuple[str, ...], tuple[Any, ...]]] = {
+    torch.clamp: (("min", "max"), (None, None)),
+    "clamp": (("min", "max"), (None, None)),
+    torch.clamp_min: (("min",), (None,)),
+    "clamp_min": (("min",), (None,)),
+    F.hardtanh: (("min_val", "max_val"), (-1.0, 1.0)),
+}
+PADS = {nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d}
 UNIT = {
     *(nn.Sigmoid, nn.Hardsigmoid, nn.Softmax, nn.Softmax2d, torch.sigmoid, "sigmoid", F.sigmoid, F.hardsigmoid),
     *(F.softmax, torch.softmax, "softmax"),
@@ -123,16 +131,13 @@ def is_concatenation(graph: GraphModule, node: Node) -> bool:
 
 def is_relu(graph: GraphModule, node: Node) -> bool:
     """Whether a node is max(x, 0), saturated above or not."""
-    called = operation(graph, node)
-    return called in RELUS or (called is nn.Hardtanh and _hardtanh(graph, node).min_val == 0)
+    return _relu_bounds(graph, node) is not None
 
 
 def relu_ceiling(graph: GraphModule, node: Node) -> float | None:
     """Where a ReLU saturates: 6 for ReLU6, None for never."""
-    called = operation(graph, node)
-    if called is nn.Hardtanh:
-        return _hardtanh(graph, node).max_val
-    return RELUS[called]
+    bounds = _relu_bounds(graph, node)
+    return bounds[1] if bounds else None
 
 
 def is_unit(graph: GraphModule, node: Node) -> bool:
@@ -143,8 +148,10 @@ def is_unit(graph: GraphModule, node: Node) -> bool:
 def keeps_values(graph: GraphModule, node: Node) -> bool:
     """Whether a node's values are some of its input's (or padding zeros), so that they stay on its grid."""
     called = operation(graph, node)
-    if called in (F.pad, torch.nn.functional.pad):
-        return _pads_zero(node)
+    if called is F.pad or called in PADS:
+        return _pads_zero(graph, node)
+    if called in (F.interpolate, nn.Upsample):
+        return _interpolates_nearest(graph, node)
     if called is operator.getitem and is_collection(tensor_inputs(node)[0]):
         return keeps_values(graph, tensor_inputs(node)[0])  # of a split, unlike a result of torch.max or a module
     if called in KEEPING or getattr(called, "__name__", "") in NAMED_KEEPING:
@@ -160,7 +167,11 @@ def is_nonnegative(graph: GraphModule, node: Node) -> bool:
         return True
     called, inputs = operation(graph, node), tensor_inputs(node)
     closed = called in KEEPING | AVERAGES | CONCATENATIONS | {operator.add, torch.add, "add", operator.mul, torch.mul}
-    if not (closed or keeps_values(graph, node)) or not inputs:
+    if keeps_values(graph, node):
+        inputs = kept_operands(graph, node)
+    elif not closed:
+        return False
+    if not inputs:
         return False
     return all(is_nonnegative(graph, source) for source in inputs) and all(c >= 0 for c in _constants(called, node))
 
@@ -212,13 +223,41 @@ def called_name(node: Node) -> str:
     return target.rsplit(".", 1)[-1] if isinstance(target, str) else getattr(target, "__name__", str(target))
 
 
-def _hardtanh(graph: GraphModule, node: Node) -> nn.Hardtanh:
-    module = graph.get_submodule(str(node.target))
-    assert isinstance(module, nn.Hardtanh)
-    return module
+def kept_operands(graph: GraphModule, node: Node) -> list[Node]:
+    """The tensors whose values a value-keeping operation keeps: the first, for others only lend their shape."""
+    return tensor_inputs(node)[:1]
 
 
-def _pads_zero(node: Node) -> bool:
+def _relu_bounds(graph: GraphModule, node: Node) -> tuple[float, float | None] | None:
+    """(0, where it saturates or None) of an operation that is a ReLU, however it is spelt; None for all others."""
+    called = operation(graph, node)
+    if called in RELUS:
+        return 0.0, RELUS[called]
+    if called is nn.Hardtanh:
+        module: Any = graph.get_submodule(str(node.target))
+        bounds = [module.min_val, module.max_val]
+    elif called in CLAMPS:
+        names, defaults = CLAMPS[called]
+        given = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
+        bounds = [given.get(name, default) for name, default in zip(names, defaults, strict=True)]
+    else:
+        return None
+    low, high = bounds[0], bounds[1] if len(bounds) > 1 else None
+    if isinstance(low, Node) or isinstance(high, Node) or low != 0:
+        return None
+    return 0.0, None if high is None else float(high)
+
+
+def _interpolates_nearest(graph: GraphModule, node: Node) -> bool:
+    if node.op == "call_module":
+        return getattr(graph.get_submodule(str(node.target)), "mode", "") in ("nearest", "nearest-exact")
+    mode = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
+    return mode in ("nearest", "nearest-exact")
+
+
+def _pads_zero(graph: GraphModule, node: Node) -> bool:
+    if node.op == "call_module":
+        return getattr(graph.get_submodule(str(node.target)), "value", None) == 0
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
     value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
     return bool(mode != "constant" or value in (None, 0))

@@ -24,6 +24,7 @@ from pytorch_quantizer.graph.operations import (
     is_tensor,
     is_unit,
     keeps_values,
+    kept_operands,
     label,
     layer_nodes,
     layer_of,
@@ -58,7 +59,8 @@ def place(graph: fx.GraphModule, recipe: Recipe, reasons: dict[str, str]) -> tup
             sites += _activation_sites(graph, requests, node, readings)
         else:
             sites += _float_site(graph, node, reasons)
-    return (*_carried_in_float_explained(sites), *_float_parameters(graph, sites, reasons))
+    modules = [Site(f"{name}:module", "module", reason=reason, node=name) for name, reason in reasons.items()]
+    return (*_carried_in_float_explained(sites), *_float_parameters(graph, sites, reasons), *modules)
 
 
 def _carried_in_float_explained(sites: list[Site]) -> list[Site]:
@@ -91,13 +93,20 @@ def producers(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
     """The tensors whose values a node holds: itself, or what value-keeping operations took them from."""
     if not keeps_values(graph, node):
         return [node]
-    return [source for operand in tensor_inputs(node) for source in producers(graph, operand)]
+    return [source for operand in kept_operands(graph, node) for source in producers(graph, operand)]
 
 
 def fused_relu(graph: fx.GraphModule, node: fx.Node) -> fx.Node | None:
-    """The ReLU that alone reads a tensor: integer kernels apply it while they requantize."""
-    reader = next(iter(node.users), None)
-    return reader if reader is not None and len(node.users) == 1 and is_relu(graph, reader) else None
+    """The ReLU that alone reads a tensor: integer kernels apply it while they requantize.
+
+    A pooling by maximum between them changes nothing: both are monotone, so the ReLU's grid serves before it too.
+    """
+    if len(node.users) != 1:
+        return None
+    reader = next(iter(node.users))
+    if is_relu(graph, reader):
+        return reader
+    return fused_relu(graph, reader) if keeps_values(graph, reader) else None
 
 
 def _activation_sites(graph: fx.GraphModule, requests: Requests, node: fx.Node, readings: Readings) -> list[Site]:
@@ -126,7 +135,7 @@ def _requested_site(
     graph: fx.GraphModule, requests: Requests, node: fx.Node, readers: list[fx.Node], kind: str
 ) -> Site:
     """A tensor under the widest number type that any of its readers asks for."""
-    recipe, (wanted, clip) = requests.recipe, requests.for_tensor(readers, kind)
+    recipe, (wanted, clip, _) = requests.recipe, requests.for_tensor(readers, kind)
     kind = "input" if node.op == "placeholder" else kind
     if wanted.is_float:
         return _site(node, readers, kind=kind, reason=FLOAT_ASKED)
@@ -158,7 +167,7 @@ def _weight_sites(graph: fx.GraphModule, requests: Requests) -> Iterable[Site]:
         calls.setdefault(str(node.target), []).append(node)
     for name, nodes in calls.items():
         layer = graph.get_submodule(name)
-        wanted, clip = requests.for_weight(nodes)
+        wanted, clip, _ = requests.for_weight(nodes)
         quantizer = None if wanted.is_float else _weight_quantizer(requests.recipe, name, layer, wanted, clip)
         reason = FLOAT_ASKED if wanted.is_float else None
         consumers = tuple(label(call) for call in nodes)

@@ -13,14 +13,17 @@ from torch import fx
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.operations import label, layer_nodes
 from pytorch_quantizer.quantization.qtypes import NumberType
-from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantization.recipe import Override, Recipe
+
+EIGHT_BITS = NumberType("int", 8)
 
 
 class Request(NamedTuple):
-    """The number type and the clipping (clipping.CLIPPINGS) that one reader wants."""
+    """The number type and the clipping (clipping.CLIPPINGS) that one reader wants; overridden: an override says so."""
 
     number_type: NumberType
     clip: str
+    overridden: bool = False
 
 
 class Requests:
@@ -43,8 +46,7 @@ class Requests:
 
     def for_tensor(self, readers: Iterable[fx.Node], kind: str) -> Request:
         """The widest that any reader of a tensor asks for; kind "residual" where only additions read it."""
-        residual = self.recipe.residual if kind == "residual" else None
-        return _widest(self._for_reading(reader, residual) for reader in readers)
+        return _widest(self._for_reading(reader, kind == "residual") for reader in readers)
 
     def for_weight(self, calls: Iterable[fx.Node]) -> Request:
         """The widest that any call of a layer asks for its weight."""
@@ -52,33 +54,57 @@ class Requests:
 
     def check_patterns(self, readers: Iterable[fx.Node]) -> None:
         """Raise InputError for an override whose pattern matches no reader's name."""
-        names = {label(reader) for reader in readers}
+        names = {name for reader in readers for name in _names(reader)}
         for override in self.recipe.overrides:
             if not any(fnmatchcase(name, override.layers) for name in names):
                 shown = ", ".join(sorted(names)[:5])
                 raise InputError(f"override {override.layers!r} matches no layer; layers are {shown} …")
 
-    def _for_reading(self, reader: fx.Node, residual: str | None) -> Request:
-        number_type, clip = self._base(reader, self.recipe.activations, residual), self.recipe.clip
-        for override in self.recipe.matching(label(reader)):
-            number_type = NumberType.parse(override.activations) if override.activations else number_type
-            clip = override.clip or clip
-        return Request(number_type, clip)
+    def _for_reading(self, reader: fx.Node, is_residual: bool) -> Request:
+        request = Request(self._base(reader, self.recipe.activations, is_residual), self.recipe.clip)
+        for override in self._overrides(reader):
+            request = _overridden(request, override.activations, override.clip)
+        return request
 
     def _for_weight(self, call: fx.Node) -> Request:
-        number_type, clip = self._base(call, self.recipe.weights), self.recipe.weight_clip
-        for override in self.recipe.matching(label(call)):
-            number_type = NumberType.parse(override.weights) if override.weights else number_type
-            clip = override.weight_clip or clip
-        return Request(number_type, clip)
+        request = Request(self._base(call, self.recipe.weights), self.recipe.weight_clip)
+        for override in self._overrides(call):
+            request = _overridden(request, override.weights, override.weight_clip)
+        return request
 
-    def _base(self, reader: fx.Node, general: str, residual: str | None = None) -> NumberType:
-        """The widest of what the recipe says in general, for residuals, and for the first and the last layer."""
-        first = self.recipe.first if reader not in self.after_a_layer else None
-        last = self.recipe.last if reader not in self.before_a_layer else None
-        wanted = [NumberType.parse(text) for text in (general, residual, first, last) if text]
-        return max(wanted, key=lambda number_type: number_type.bits)
+    def _overrides(self, reader: fx.Node) -> list[Override]:
+        matching = [override for name in _names(reader) for override in self.recipe.matching(name)]
+        return [override for override in self.recipe.overrides if override in matching]
+
+    def _base(self, reader: fx.Node, general: str, is_residual: bool = False) -> NumberType:
+        """The widest of what the recipe says for residuals, the first and the last layer, where they apply.
+
+        What it leaves open is 8 bits, or the general number type where that is wider.
+        """
+        recipe, otherwise = self.recipe, NumberType.parse(general)
+        applies = (is_residual, reader not in self.after_a_layer, reader not in self.before_a_layer)
+        special = [
+            text for text, applied in zip((recipe.residual, recipe.first, recipe.last), applies, strict=True) if applied
+        ]
+        open_ = max(otherwise, EIGHT_BITS, key=_bits)
+        return max((NumberType.parse(text) if text else open_ for text in special), key=_bits, default=otherwise)
+
+
+def _bits(number_type: NumberType) -> int:
+    return number_type.bits
+
+
+def _names(reader: fx.Node) -> list[str]:
+    """The names that an override's pattern may match: the reader's own, and the path of the layer it calls."""
+    return [label(reader), *([str(reader.target)] if reader.op == "call_module" else [])]
+
+
+def _overridden(request: Request, number_type: str | None, clip: str | None) -> Request:
+    if number_type is None and clip is None:
+        return request
+    return Request(NumberType.parse(number_type) if number_type else request.number_type, clip or request.clip, True)
 
 
 def _widest(requests: Iterable[Request]) -> Request:
-    return max(requests, key=lambda request: request.number_type.bits)
+    """The one of most bits; among equals one that an override made."""
+    return max(requests, key=lambda request: (request.number_type.bits, request.overridden))

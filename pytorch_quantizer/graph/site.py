@@ -11,7 +11,8 @@ WIDE = ":wide"  # the suffix of a tensor's second name
 
 @dataclass(frozen=True)
 class Site:
-    """One tensor. name: for people, unique. kind: weight, bias, activation, input or residual.
+    """One tensor. name: for people, unique. kind: weight, bias, activation, input, residual, or module: an
+    operation that computes in float as a whole.
 
     consumers: the layers and operations that read it. quantizer: what it is quantized with, None where it isn't.
     carrier: the tensor on whose grid an unquantized one lives: the ReLU or the concatenation it is fused into; an

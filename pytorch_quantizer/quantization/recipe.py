@@ -20,6 +20,7 @@ from pytorch_quantizer.quantization.clipping import check_clipping
 from pytorch_quantizer.quantization.qtypes import NumberType
 
 GRANULARITIES = ("per_tensor", "per_channel")
+OPEN = "default: 8 bits, or as the others where they are wider"
 BIASES = ("int32", "float32")
 
 
@@ -56,18 +57,18 @@ class Override:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a model is to be quantized; the comment beside each field is also its flag's help.
+    """How a model is to be quantized; the text beside each field is also its flag's help.
 
-    A layer's activations are the tensors it reads. first, last and residual never narrow what the other layers have,
-    and None means the same as they. Raises InputError where a field is unknown or out of its rule.
+    A layer's activations are the tensors it reads. Where first, last and residual are None, those tensors have 8 bits,
+    or what the others have where that is wider. Raises InputError where a field is unknown or out of its rule.
     """
 
     name: str = "custom"
     weights: str = _setting("int8", "number type of weights: int1 … int16 or float32")
     activations: str = _setting("int8", "number type of the tensors that layers read")
-    residual: str | None = _setting("int8", "number type of the tensors that only additions read")
-    first: str | None = _setting("int8", "number type of the first layer's weights and input")
-    last: str | None = _setting("int8", "number type of the last layer's weights and input")
+    residual: str | None = _setting(None, "number type of the tensors that only additions read; " + OPEN)
+    first: str | None = _setting(None, "number type of the first layer's weights and input; " + OPEN)
+    last: str | None = _setting(None, "number type of the last layer's weights and input; " + OPEN)
     wide_residual: bool = _setting(False, "give additions that share a tensor with a layer one of the residual type")
     clip: str = _setting("minmax", "range of activations: minmax, laplace or gaussian")
     weight_clip: str = _setting("minmax", "range of weights: minmax, laplace or gaussian")
@@ -89,9 +90,6 @@ class Recipe:
                 NumberType.parse(optional)
         check_clipping(self.clip)
         check_clipping(self.weight_clip)
-        for entry in fields(self):
-            if isinstance(entry.default, bool) and not isinstance(getattr(self, entry.name), bool):
-                raise InputError(f"{entry.name} must be true or false, got {getattr(self, entry.name)!r}")
         _check_member("weight_granularity", self.weight_granularity, GRANULARITIES)
         _check_member("bias", self.bias, BIASES)
         _check_member("rounding", self.rounding, ops.ROUNDINGS)
@@ -110,6 +108,10 @@ class Recipe:
             raise InputError(f"overrides must be a list of mappings that hold 'layers', got {self.overrides!r}")
 
     def _check_deployable(self) -> None:
+        wanted = [self.weights, self.activations, self.residual, self.first, self.last]
+        wanted += [text for override in self.overrides for text in (override.weights, override.activations)]
+        if self.deployable and any(NumberType.parse(text).is_float for text in wanted if text):
+            raise InputError("float32 tensors can't run in integer kernels; set deployable: false to simulate them")
         for name, value, needed in (("bias", self.bias, "int32"), ("rounding", self.rounding, "half_even")):
             if self.deployable and value != needed:
                 raise InputError(f"{name}={value!r} can't run in integer kernels; set deployable: false to simulate it")

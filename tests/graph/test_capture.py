@@ -215,12 +215,53 @@ class TestFunctionalLayers:
         captured = assert_captures(sequence(Scaled(3, 4, 3, padding=1, groups=1)), images())
         assert len(list(layer_nodes(captured.graph))) == 1
 
-    def test_a_computed_weight_stays_a_function(self):
+    def test_a_weight_computed_from_parameters_is_computed_once(self):
         net = network(
             lambda net, x: F.conv2d(x, net.w - net.w.mean((1, 2, 3), keepdim=True)),
             w=nn.Parameter(images(4, 3, 3, 3)),
         )
+        [(_, layer)] = layer_nodes(assert_captures(net, images()).graph)
+        assert torch.equal(layer.weight, net.w - net.w.mean((1, 2, 3), keepdim=True))
+
+    def test_weight_norm_becomes_a_plain_layer(self):
+        net = sequence(nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 3)))
+        captured = assert_captures(net, images())
+        [(_, layer)] = layer_nodes(captured.graph)
+        assert torch.allclose(layer.weight, net.body[0].weight)
+        assert len(list(captured.graph.parameters())) == 2
+
+    @pytest.mark.parametrize(("groups", "dims"), [(1, 1), (1, 2), (2, 2), (1, 3)])
+    def test_transposed_convolutions(self, groups, dims):
+        function = getattr(F, f"conv_transpose{dims}d")
+        weight = nn.Parameter(images(4, 6 // groups, *[3] * dims))
+        net = network(lambda net, x: function(x, net.w, None, 2, 1, 1, groups), w=weight)
+        [(_, layer)] = layer_nodes(assert_captures(net, images(2, 4, *[5] * dims)).graph)
+        assert layer.out_channels == 6
+
+    def test_a_weight_computed_from_the_images_stays_a_function(self):
+        net = network(lambda net, x: F.conv2d(x, net.w * x.mean()), w=nn.Parameter(images(4, 3, 3, 3)))
         assert not list(layer_nodes(assert_captures(net, images()).graph))
+
+
+class TestWhatCannotBeCaptured:
+    def test_two_inputs(self):
+        with pytest.raises(InputError, match=r"takes 2 inputs \(x, y\)"):
+            capture(TwoInputs(), images())
+
+    def test_wrappers_name_their_remedy(self):
+        with pytest.raises(InputError, match=r"model\.module"):
+            capture(nn.DataParallel(nn.Conv2d(3, 4, 1)), images())
+        with pytest.raises(InputError, match="eager model"):
+            capture(torch.jit.script(nn.Conv2d(3, 4, 1)), images())
+
+    def test_images_that_do_not_fit(self):
+        with pytest.raises(InputError, match=r"images of shape \[2, 5, 8, 8\]"):
+            capture(sequence(nn.Conv2d(3, 4, 1)), images(2, 5, 8, 8))
+
+
+class TwoInputs(nn.Module):
+    def forward(self, x, y):
+        return x + y
 
 
 SETTINGS = [

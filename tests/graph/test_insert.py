@@ -59,7 +59,7 @@ class TestWeights:
     @pytest.mark.parametrize("weights", ["int8", "int4", "int2", "int1"])
     def test_lie_on_their_grid(self, weights):
         net = residual_net()
-        model = simulated(net, Recipe(weights=weights, activations="int8", first=None, last=None))
+        model = simulated(net, Recipe(weights=weights, activations="int8", first=weights, last=weights))
         for name, layer in owners(model):
             quantizer = sites(model)[f"{name}.weight"].quantizer
             assert quantizer is layer.weight_quantizer
@@ -130,8 +130,8 @@ class TestBiases:
         model = simulated(net)
         assert "called 2 times" in sites(model)["b.bias"].reason
         assert torch.equal(model.get_submodule("b").bias, net.b.bias)
-        weights_only = quantize(net, Recipe(activations="float32", residual=None, first=None, last=None))
-        assert "no integer grid" in sites(weights_only)["a.bias"].reason
+        weights_only = quantize(net, Recipe(activations="float32", deployable=False))
+        assert "has no grid" in sites(weights_only)["a.bias"].reason
 
     def test_stay_float_where_asked(self):
         net = residual_net()
@@ -243,3 +243,20 @@ class TestQuantizers:
             "c",
             "fc",
         ]
+
+
+def test_a_wide_residual_reaches_an_addition_by_keyword():
+    net = network(
+        lambda net, x: net.c(torch.add(net.b(y := F.relu(net.a(x))), other=y)),
+        **{name: nn.Conv2d(3 if name == "a" else 4, 4, 1) for name in "abc"},
+    )
+    model = simulated(net, W8A4.replace(wide_residual=True))
+    [addition] = [node for node in model.graph.nodes if node.name == "add"]
+    assert "wide" in str(addition.kwargs["other"].target)
+
+
+def test_half_precision_moves_grids_and_never_rounds_them():
+    model = simulated(residual_net())
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if name.endswith("scale")}
+    model.half()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers() if name in before)

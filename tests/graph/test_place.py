@@ -10,6 +10,7 @@ from torch import nn
 
 from pytorch_quantizer import InputError, Override, Recipe, capture, fold, quantize
 from pytorch_quantizer.graph.operations import keeps_values, label
+from pytorch_quantizer.quantization.clipping import Domain
 
 W4A4 = Recipe(weights="int4", activations="int4")
 
@@ -261,11 +262,13 @@ class TestBits:
         assert (found["fc.weight"], found["mean"]) == (7, 7)
         assert (found["b"], found["c"]) == (5, 5)
 
-    def test_none_means_like_the_others(self):
-        found = bits(quantized(plain(), first=None, last=None, residual=None))
-        assert {value for name, value in found.items() if not name.endswith(".bias")} == {4}
+    def test_narrower_than_the_others_where_said(self):
+        found = bits(quantized(plain(), weights="int8", activations="int8", first="int4", last="int5", residual="int3"))
+        assert (found["a.weight"], found["x"]) == (4, 4)
+        assert (found["fc.weight"], found["mean"]) == (5, 5)
+        assert (found["b"], found["c"], found["b.weight"], found["relu"]) == (3, 3, 8, 8)
 
-    def test_they_never_narrow(self):
+    def test_left_open_they_never_narrow(self):
         found = bits(quantized(plain(), weights="int10", activations="int9"))
         assert {value for name, value in found.items() if name.endswith(".weight")} == {10}
         assert {value for name, value in found.items() if not name.endswith((".weight", ".bias"))} == {9}
@@ -293,8 +296,19 @@ class TestBits:
         assert {name for name, clip in clips.items() if clip != "minmax"} == {"add", "d.weight"}
         assert (clips["add"], clips["d.weight"]) == ("laplace", "gaussian")
 
+    @pytest.mark.parametrize("layer", ["b", "c"])
+    def test_an_override_of_any_reader_chooses_the_clipping(self, layer):
+        model = quantized(plain(), overrides=(Override(layer, clip="laplace"),))
+        assert site(model, "relu").quantizer.clip == "laplace"
+
+    def test_an_override_of_a_shared_layer_is_for_all_its_calls(self):
+        net = network(lambda net, x: net.b(F.relu(net.b(net.a(x)))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1))
+        found = bits(quantized(net, weights="int6", last="int6", overrides=(Override("b", weights="int3"),)))
+        assert found["b.weight"] == 3
+
     def test_float32_is_listed_as_asked_for(self):
-        model = quantized(plain(), overrides=(Override("d", weights="float32", activations="float32"),))
+        overrides = (Override("d", weights="float32", activations="float32"),)
+        model = quantized(plain(), overrides=overrides, deployable=False)
         for name in ("d.weight", "add"):
             assert site(model, name).reason == "the recipe asks for float32"
         assert site(model, "d.bias").is_float
@@ -487,3 +501,64 @@ class TestCompleteness:
         for node in graph.graph.nodes:
             if node.meta["is_tensor"] and node.op != "output" and not keeps_values(graph, node):
                 assert label(node) in names
+
+
+class TestSpellings:
+    """The same ReLU, pooling or padding, however the network says it."""
+
+    @pytest.mark.parametrize(
+        ("spelling", "ceiling"),
+        [
+            (lambda x: x.clamp(min=0), None),
+            (lambda x: x.clamp(0, 6), 6.0),
+            (lambda x: torch.clamp(x, 0.0, 4.0), 4.0),
+            (lambda x: torch.clamp_min(x, 0), None),
+            (lambda x: F.hardtanh(x, 0.0, 6.0), 6.0),
+        ],
+    )
+    def test_a_clamp_at_zero_is_a_relu(self, spelling, ceiling):
+        net = network(lambda net, x: net.b(spelling(net.a(x))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1))
+        model = quantized(net)
+        [found] = [s for s in model.sites if s.is_activation and s.consumers == ("b",)]
+        assert found.quantizer.domain == Domain("rectified", ceiling)
+        assert site(model, "a").carrier == found.name
+
+    @pytest.mark.parametrize("spelling", [lambda x: x.clamp(-1, 1), lambda x: F.hardtanh(x)])
+    def test_another_clamp_is_not(self, spelling):
+        net = network(lambda net, x: net.b(spelling(net.a(x))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1))
+        [found] = [s for s in quantized(net).sites if s.is_activation and s.consumers == ("b",)]
+        assert found.quantizer.domain == Domain("real")
+
+    def test_a_pooling_before_the_relu_is_fused_with_it(self):
+        forward = lambda net, x: net.b(F.relu(F.max_pool2d(net.a(x), 2)))  # noqa: E731
+        model = quantized(network(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1)))
+        assert site(model, "a").carrier == "relu"
+
+    @pytest.mark.parametrize(
+        "keeping", [nn.Upsample(scale_factor=2), nn.ConstantPad2d(1, 0.0), nn.Dropout(), nn.Identity()]
+    )
+    def test_modules_that_keep_values_pass_the_grid_on(self, keeping):
+        net = network(
+            lambda net, x: net.b(net.k(F.relu(net.a(x)))), a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1), k=keeping
+        )
+        assert site(quantized(net), "relu").consumers == ("b",)
+
+    def test_an_operand_that_lends_its_shape_lends_no_grid(self):
+        forward = lambda net, x: net.b(net.a(x).mean((2, 3), keepdim=True).expand_as(F.relu(net.a(x))))  # noqa: E731
+        model = quantized(network(forward, a=nn.Conv2d(3, 4, 1), b=nn.Conv2d(4, 4, 1)))
+        assert [s.name for s in model.sites if "b" in s.consumers and s.is_activation] == ["mean"]
+        assert not site(model, "b.bias").is_float
+
+
+class TestOpaqueModulesAreListed:
+    class Switch(nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    def test_even_where_their_result_is_quantized(self):
+        parts = {"a": nn.Conv2d(3, 4, 1), "b": nn.Conv2d(4, 4, 1), "s": self.Switch()}
+        net = network(lambda net, x: net.b(F.relu(net.s(net.a(x)) + net.a(x))), **parts)
+        model = quantized(net)
+        assert site(model, "s").quantizer is not None
+        assert "control flow" in site(model, "s:module").reason
+        assert "control flow" in model.summary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -15,6 +16,10 @@ class Quantizer(nn.Module, ABC):
 
     bits: int
     scale: Any  # Tensor [] or [C] once there is a grid; uniform types have one
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Let model.half() and the like move scales and zero points, never round them."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     @abstractmethod
     def fit(self, source: Tensor | TensorStatistics) -> Self:
