@@ -8,7 +8,7 @@ from networks import Untraceable, images, network, reading_float, sequence
 from torch import nn
 
 import pytorch_quantizer as pq
-from pytorch_quantizer import InputError, QuantizedModel, Recipe, quantize
+from pytorch_quantizer import InputError, Override, QuantizedModel, Recipe, quantize
 from pytorch_quantizer.models import create_model
 
 FLOAT_ACTIVATIONS = Recipe(
