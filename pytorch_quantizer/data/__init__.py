@@ -5,7 +5,7 @@ Nothing here downloads; what a network computes on the images lives in evaluatio
 from pytorch_quantizer.data.dataset import CorruptImageError, ImageDataset
 from pytorch_quantizer.data.loaders import ImageLoader, calibration_loader, make_loader
 from pytorch_quantizer.data.preprocessing import Preprocessing
-from pytorch_quantizer.data.registry import DATASETS, has_split, load_dataset
+from pytorch_quantizer.data.registry import DATASETS, has_split, infer_dataset, load_dataset
 
 __all__ = [
     "DATASETS",
@@ -15,6 +15,7 @@ __all__ = [
     "Preprocessing",
     "calibration_loader",
     "has_split",
+    "infer_dataset",
     "load_dataset",
     "make_loader",
 ]

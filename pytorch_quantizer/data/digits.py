@@ -10,6 +10,7 @@ from sklearn.model_selection import train_test_split
 
 from pytorch_quantizer.data.dataset import ArrayDataset
 from pytorch_quantizer.data.preprocessing import Preprocessing
+from pytorch_quantizer.errors import InputError
 
 TEST_IMAGES = 540
 SPLIT_SEED = 0
@@ -25,7 +26,12 @@ def load(
     preprocessing: Preprocessing | None = None,
     skip_corrupt: bool = False,
 ) -> ArrayDataset:
-    """Load one split; `root` and `skip_corrupt` mean nothing here."""
+    """Load one split; `skip_corrupt` means nothing here. Raises InputError for a `root`: there is nothing to read."""
+    if root is not None:
+        raise InputError(
+            f"digits is embedded and reads no folder, got {root}: "
+            "did you mean --dataset imagenet, cifar10, mnist or folder?"
+        )
     images, labels = load_digits(return_X_y=True)
     train, test = train_test_split(
         np.arange(len(labels)), test_size=TEST_IMAGES, random_state=SPLIT_SEED, stratify=labels

@@ -5,7 +5,7 @@ folder's position: a part of the classes gets the right labels too. Nothing is d
 from pathlib import Path
 
 from pytorch_quantizer.data.dataset import FileDataset, require_folder
-from pytorch_quantizer.data.folder import list_images, split_folder
+from pytorch_quantizer.data.folder import SPLITS, list_images, split_folder
 from pytorch_quantizer.data.preprocessing import Preprocessing
 from pytorch_quantizer.errors import InputError
 
@@ -29,6 +29,13 @@ def load(
     wnids = WNIDS.read_text().split()
     files = list_images(images, {wnid: label for label, wnid in enumerate(wnids)})
     return FileDataset("imagenet", files, wnids, preprocessing or PREPROCESSING, skip_corrupt=skip_corrupt)
+
+
+def looks_like(root: Path) -> bool:
+    """Whether a folder named by one of the 1,000 wnids is where `load` would look for it."""
+    wnids = set(WNIDS.read_text().split())
+    places = [images for split in SPLITS if (images := split_folder(root, split)) is not None]
+    return any(entry.name in wnids and entry.is_dir() for images in places for entry in images.iterdir())
 
 
 def has_split(root: Path | None, split: str) -> bool:

@@ -15,6 +15,7 @@ from pytorch_quantizer.errors import InputError
 
 Batch = tuple[Tensor, Tensor]
 MOST_WORKERS = 4
+HIGHEST_SEED = 2**64 - 1  # torch's generators take 64 bits
 FEW_IMAGES = 256  # fewer than this are decoded before workers would have started
 
 
@@ -82,8 +83,11 @@ def calibration_loader(
 ) -> ImageLoader:
     """Batches over `samples` images drawn without replacement; the whole data set, shuffled, where it is smaller.
 
-    The draw depends on the seed and the data set's size alone. Raises InputError for an empty draw.
+    The draw depends on the seed and the data set's size alone. Raises InputError for an empty draw, and for a seed
+    outside [0, 2^64 − 1].
     """
+    if not 0 <= seed <= HIGHEST_SEED:
+        raise InputError(f"seed must be between 0 and 2^64 - 1, got {seed}")
     images = len(dataset)  # type: ignore[arg-type]
     if samples < 1 or images < 1:
         raise InputError(f"calibration needs at least one image, got {samples} of a data set of {images}")

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import ModuleType
 
 from pytorch_quantizer.data import cifar10, digits, folder, imagenet, mnist
-from pytorch_quantizer.data.dataset import ImageDataset
+from pytorch_quantizer.data.dataset import ImageDataset, require_folder
 from pytorch_quantizer.data.preprocessing import Preprocessing
 from pytorch_quantizer.errors import InputError
 
@@ -43,6 +43,18 @@ def has_split(name: str, root: str | Path | None, split: str) -> bool:
     """Whether `load_dataset` would find that split."""
     found: bool = _module(name, split).has_split(_expand(root), split)
     return found
+
+
+def infer_dataset(root: str | Path) -> str:
+    """The name of the data set that a folder holds, by what lies in it: "folder" where it is no other's layout.
+
+    Raises InputError where `root` is not a folder.
+    """
+    path = require_folder(Path(root).expanduser(), "--data takes the folder that a data set lies in")
+    if imagenet.looks_like(path):
+        return "imagenet"
+    arrays = (name for name in ("cifar10", "mnist") if any(has_split(name, path, split) for split in SPLITS))
+    return next(arrays, "folder")
 
 
 def _module(name: str, split: str) -> ModuleType:

@@ -12,7 +12,7 @@ from PIL import Image
 from real_data import real_data
 from torch.utils.data import DataLoader
 
-from pytorch_quantizer.data import DATASETS, Preprocessing, has_split, load_dataset
+from pytorch_quantizer.data import DATASETS, Preprocessing, has_split, infer_dataset, load_dataset
 from pytorch_quantizer.data.cifar10 import CLASS_NAMES
 from pytorch_quantizer.data.imagenet import WNIDS
 from pytorch_quantizer.errors import InputError
@@ -50,7 +50,36 @@ class TestRegistry:
         assert len(load_dataset("cifar10", "~")) == 2
 
 
+class TestInference:
+    """Which data set a folder holds, by what lies in it."""
+
+    @pytest.mark.parametrize("place", ["", "val/", "train/"])
+    def test_imagenet(self, picture_folder, place):
+        assert infer_dataset(picture_folder({f"{place}n01440764/a.JPEG": 1})) == "imagenet"
+
+    @pytest.mark.parametrize("place", ["", "val/", "train/"])
+    def test_any_other_folder(self, picture_folder, place):
+        assert infer_dataset(picture_folder({f"{place}n00000000/a.JPEG": 1, f"{place}dog/a.png": 1})) == "folder"
+
+    @pytest.mark.parametrize("file", ["test.npz", "train_10k.npz", "cifar-10-batches-py/test_batch"])
+    def test_cifar10(self, picture_folder, file):
+        assert infer_dataset(picture_folder({file: None})) == "cifar10"
+
+    @pytest.mark.parametrize("ending", ["", ".gz"])
+    def test_mnist(self, picture_folder, ending):
+        files = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+        assert infer_dataset(picture_folder({f"raw/{file}{ending}": None for file in files})) == "mnist"
+
+    def test_what_is_no_folder_is_named(self, tmp_path):
+        with pytest.raises(InputError, match="nowhere is not a folder"):
+            infer_dataset(tmp_path / "nowhere")
+
+
 class TestDigits:
+    def test_a_folder_is_not_passed_over_in_silence(self, tmp_path):
+        with pytest.raises(InputError, match=r"digits is embedded.*--dataset imagenet, cifar10, mnist or folder"):
+            load_dataset("digits", tmp_path)
+
     def test_the_split_is_fixed_for_good(self):
         """Published numbers hold for these 540 images and no others."""
         test = load_dataset("digits")

@@ -72,6 +72,12 @@ class TestCalibration:
         loader = calibration_loader(load_dataset("digits"), 10_000, batch_size=64, seed=0)
         assert sorted(loader.sampler) == list(range(540))
 
+    @pytest.mark.parametrize("seed", [-1, 2**64])
+    def test_a_seed_that_torch_cannot_take(self, seed):
+        with pytest.raises(InputError, match=f"seed must be between 0 and .*got {seed}"):
+            calibration_loader(load_dataset("digits"), 8, batch_size=8, seed=seed)
+        assert len(calibration_loader(load_dataset("digits"), 8, batch_size=8, seed=2**64 - 1)) == 1
+
     def test_an_empty_draw_is_an_input_error(self):
         with pytest.raises(InputError, match="at least one image, got 0"):
             calibration_loader(load_dataset("digits"), 0, batch_size=64, seed=0)
