@@ -14,13 +14,20 @@ from pytorch_quantizer.errors import InputError
 
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Types and defaults beside each flag; the description as it is written."""
+    """A flag's default beside it, where there is one; the description as it is written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        default = action.default
+        silent = default is None or default is False or default == argparse.SUPPRESS or "default:" in text
+        return text if silent else f"{text} (default: {action.default})"
 
 
 def add_flags(parser: jsonargparse.ArgumentParser, dataclass: type, title: str, *, optional: bool = False) -> None:
-    """One flag a field with ``metadata["help"]``: ``weight_clip`` is ``--weight-clip``; what is False needs no value.
+    """One flag a field with ``metadata["help"]``: ``weight_clip`` is ``--weight-clip``.
 
-    optional: the default is None, which means 'not given'.
+    A switch that is False needs no value. optional: what isn't given is absent from what is parsed; a switch may then
+    be given as ``--flag`` or ``--flag false``.
     """
     group = parser.add_argument_group(title)
     hints = get_type_hints(dataclass)
@@ -29,11 +36,13 @@ def add_flags(parser: jsonargparse.ArgumentParser, dataclass: type, title: str, 
             continue
         flag, text = f"--{field.name.replace('_', '-')}", field.metadata["help"]
         hint, default = hints[field.name], None if field.default is MISSING else field.default
+        default = argparse.SUPPRESS if optional else default
         if default is False and not optional:
             group.add_argument(flag, action="store_true", help=text)
+        elif hint is bool:
+            group.add_argument(flag, type=bool, nargs="?", const=True, default=default, metavar="true|false", help=text)
         else:
-            typed = hint | None if optional else hint
-            group.add_argument(flag, type=typed, default=None if optional else default, help=text)
+            group.add_argument(flag, type=hint, default=default, help=text)
 
 
 def run(script: str, main: Callable[[], Any]) -> None:

@@ -5,17 +5,25 @@ scripts/run_inference.py is its command line; each step lives in its own stage's
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from torch import Tensor, nn
 
-from pytorch_quantizer.data import ImageDataset, calibration_loader, has_split, load_dataset, make_loader
+from pytorch_quantizer.atomic import require_writable
+from pytorch_quantizer.data import (
+    ImageDataset,
+    calibration_loader,
+    has_split,
+    infer_dataset,
+    load_dataset,
+    make_loader,
+)
 from pytorch_quantizer.environment import choose_device, machine, versions
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.evaluation import Evaluation, evaluate, layer_table, measure_latency, size_bytes
+from pytorch_quantizer.evaluation import Evaluation, evaluate, layer_table, measure_latency, size_bytes, size_label
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
@@ -35,7 +43,10 @@ def _option(default: Any, text: str) -> Any:
 class InferenceConfig:
     """What to run; each field's ``metadata["help"]`` is its flag's help. The recipe itself is the recipe's business."""
 
-    dataset: str = _option("digits", "digits (embedded), mnist, cifar10, imagenet, or folder (any ImageFolder)")
+    dataset: str | None = _option(
+        None,
+        "digits (embedded), mnist, cifar10, imagenet, folder (any ImageFolder); default: what --data holds, or digits",
+    )
     data: Path | None = _option(None, "the data set's folder (imagenet: default ~/datasets/ILSVRC2012)")
     arch: str | None = _option(None, "resnet20 … resnet110 (CIFAR), or any torchvision classification model")
     checkpoint: Path | None = _option(None, "weights: .safetensors, .pth, .th; default: bundled, else torchvision's")
@@ -52,6 +63,14 @@ class InferenceConfig:
 
 
 @dataclass(frozen=True)
+class ResolvedConfig(InferenceConfig):
+    """An InferenceConfig in which the data set and the network are named; see resolved()."""
+
+    dataset: str = "digits"
+    arch: str = "resnet20"
+
+
+@dataclass(frozen=True)
 class InferenceResult:
     """What came out. record: result.json's content. layers: layers.csv's. model: the simulated model."""
 
@@ -61,10 +80,16 @@ class InferenceResult:
 
 
 def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
-    """Quantize and evaluate. Raises InputError for whatever in ``config`` or ``recipe`` can't be carried out."""
+    """Quantize and evaluate. Raises InputError for whatever in ``config`` or ``recipe`` can't be carried out.
+
+    Nothing is written; but an output folder that can't be written to is noticed before the work, not after it.
+    """
+    config = resolved(config)
     device = choose_device(config.device)
     test, calibration, source = load_images(config)
     model = load_model(config, test).to(device)
+    if config.output is not None:
+        require_writable(config.output / "result.json")
     batches = calibration_loader(
         calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed
     )
@@ -76,7 +101,7 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
     images = next(iter(batches))[0].to(device)
     record = {
         "dataset": config.dataset,
-        "arch": arch_of(config),
+        "arch": config.arch,
         "samples": evaluation.samples,
         "seed": config.seed,
         "deployable": recipe.deployable,
@@ -90,14 +115,19 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
     return InferenceResult(record, layer_table(quantized, model, images[:LAYER_IMAGES]), quantized)
 
 
-def arch_of(config: InferenceConfig) -> str:
-    """The network that is asked for, or the data set's usual one."""
-    return config.arch or DEFAULT_ARCH.get(config.dataset, "resnet20")
+def resolved(config: InferenceConfig) -> ResolvedConfig:
+    """The same with a data set and a network: what ``data`` holds, else digits; and the data set's usual network.
+
+    Raises InputError where ``data`` is not a folder.
+    """
+    dataset = config.dataset or ("digits" if config.data is None else infer_dataset(config.data))
+    given = {entry.name: getattr(config, entry.name) for entry in fields(config)}
+    return ResolvedConfig(**given | {"dataset": dataset, "arch": config.arch or DEFAULT_ARCH.get(dataset, "resnet20")})
 
 
-def load_images(config: InferenceConfig) -> tuple[ImageDataset, ImageDataset, str]:
+def load_images(config: ResolvedConfig) -> tuple[ImageDataset, ImageDataset, str]:
     """(test images, calibration images, the split these come from): the training split, where there is one."""
-    preprocessing = default_preprocessing(arch_of(config), config.dataset)
+    preprocessing = default_preprocessing(config.arch, config.dataset)
     source = "train" if has_split(config.dataset, config.data, "train") else "test"
     test, calibration = (
         load_dataset(
@@ -115,10 +145,9 @@ def _counted(batches: Iterable[Any], seen: list[int]) -> Iterator[Any]:
         yield batch
 
 
-def load_model(config: InferenceConfig, images: ImageDataset) -> nn.Module:
+def load_model(config: ResolvedConfig, images: ImageDataset) -> nn.Module:
     """The network with trained weights. Raises InputError where there are none: random ones would mean nothing."""
-    arch = arch_of(config)
-    checkpoint = config.checkpoint
+    arch, checkpoint = config.arch, config.checkpoint
     if checkpoint is None and (config.dataset, arch) in BUNDLED:
         checkpoint = bundled_checkpoint(BUNDLED[config.dataset, arch])
     if checkpoint is None and config.dataset != "imagenet":
@@ -155,4 +184,4 @@ def _measures(model: nn.Module, evaluation: Evaluation, images: Tensor) -> dict[
         rates |= {f"{name}_{average}": averages[average] for average in ("micro", "weighted")}
     latency = measure_latency(model, images)
     measured = {"latency_ms": latency.median_ms, "latency_batch": latency.batch_size, "latency_label": latency.label}
-    return rates | measured | {"size_bytes": size_bytes(model)}
+    return rates | measured | {"size_bytes": size_bytes(model), "size_label": size_label(model)}

@@ -10,35 +10,44 @@ and layers.html (the same as a picture) into the output folder.
       --weights int8 --activations int4 --clip laplace --output OUT
       DIR holds cifar-10-batches-py/, or train and test as .npz
 
-  python scripts/run_inference.py --dataset imagenet --data DIR --arch resnet50 --weights int8 --activations int4
-      DIR holds val/<wnid>/*.JPEG (or the wnid folders themselves); torchvision's weights unless --checkpoint is given
+  python scripts/run_inference.py --data DIR --arch resnet50 --weights int8 --activations int4 --clip laplace
+      DIR holds val/<wnid>/*.JPEG (or the wnid folders themselves), so it is ImageNet: --dataset is needed only where
+      the folder doesn't say; torchvision's weights unless --checkpoint is given
 
-Settings come from --recipe (a shipped recipe's name or a YAML file); the flags of its single fields go before it.
+Settings come from --recipe (a shipped recipe's name or a YAML file); flags of its single fields win over it.
 The simulated model computes in floating point on the quantization grid: its latency says nothing of integer hardware.
 """
 
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
 
 from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
-from pytorch_quantizer.inference import InferenceConfig, arch_of, run_inference
+from pytorch_quantizer.inference import InferenceConfig, resolved, run_inference
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
 from pytorch_quantizer.report import result_table, write_report
 
 DEFAULT_RECIPE = "w8a4_aciq"
+MEANING = {
+    "imagenet": "folders named by ImageNet's wnids",
+    "cifar10": "CIFAR-10's files",
+    "mnist": "MNIST's files",
+    "folder": "no other data set's layout, so its folders are the classes",
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Read the flags, run the job, print the table, write the report."""
     flags = vars(parser().parse_args(arguments))
-    config = InferenceConfig(**{field.name: flags[field.name] for field in fields(InferenceConfig)})
-    recipe = recipe_from(flags)
-    result = run_inference(config, recipe)
-    folder = config.output or Path("results") / f"{config.dataset}_{arch_of(config)}_{recipe.name}"
+    asked = InferenceConfig(**{field.name: flags[field.name] for field in fields(InferenceConfig)})
+    recipe, config = recipe_from(flags), resolved(asked)
+    if asked.dataset is None and asked.data is not None:
+        print(f"{asked.data} holds {MEANING[config.dataset]}: --dataset {config.dataset}")
+    folder = config.output or Path("results") / f"{config.dataset}_{config.arch}_{recipe.name}"
+    result = run_inference(replace(config, output=folder), recipe)
     write_report(result, folder)
     if flags["summary"]:
         print(result.model.summary(), end="\n\n")
@@ -49,7 +58,12 @@ def main(arguments: list[str] | None = None) -> None:
 def parser() -> jsonargparse.ArgumentParser:
     """The flags: what to run, then the recipe and its fields."""
     made = jsonargparse.ArgumentParser(
-        prog="run_inference.py", description=__doc__, formatter_class=HelpFormatter, exit_on_error=False
+        prog="run_inference.py",
+        usage="run_inference.py [flags]",
+        description=__doc__,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
     )
     made.add_argument(
         "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
@@ -61,10 +75,13 @@ def parser() -> jsonargparse.ArgumentParser:
 
 
 def recipe_from(flags: dict[str, Any]) -> Recipe:
-    """The recipe with the fields that were given as flags."""
-    given = {field.name: flags[field.name] for field in fields(Recipe) if flags.get(field.name) is not None}
+    """The recipe with the fields that were given as flags; its name says which of them differ from the recipe's."""
     recipe = Recipe.load(flags["recipe"])
-    return recipe.replace(**{"name": "custom", **given}) if given else recipe
+    given = {field.name: flags[field.name] for field in fields(Recipe) if field.name in flags}
+    changed = {name: value for name, value in given.items() if value != getattr(recipe, name)}
+    parts = [f"{name.replace('_', '-')}-{str(value).lower()}" for name, value in changed.items()]
+    name = Path(flags["recipe"]).stem if recipe.name == Recipe.name else recipe.name  # a file that gives itself none
+    return recipe.replace(**changed, name="_".join([name, *parts]))
 
 
 def _print_notes(record: dict[str, Any], folder: Path) -> None:

@@ -18,11 +18,15 @@ from pytorch_quantizer.models import bundled_checkpoint
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_inference.py"
 
 
-def script_main():
+def script():
     spec = importlib.util.spec_from_file_location("run_inference", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+    return module
+
+
+def script_main():
+    return script().main
 
 
 def failing_line(capsys, *arguments) -> str:
@@ -69,6 +73,11 @@ class TestTheEmbeddedJob:
         )
         assert 0.24 < result["quantized"]["size_bytes"] / result["fp32"]["size_bytes"] < 0.26
 
+    def test_sizes_say_what_they_count(self, written):
+        result = json.loads((written / "result.json").read_text())
+        assert result["fp32"]["size_label"].startswith("parameters and buffers")
+        assert result["quantized"]["size_label"].startswith("codes packed")
+
     def test_layers_are_a_row_a_tensor(self, written):
         layers = pd.read_csv(written / "layers.csv")
         assert {"name", "bits", "low", "high", "clipped_fraction", "sqnr_db"} <= set(layers)
@@ -87,7 +96,51 @@ class TestTheEmbeddedJob:
         assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
 
 
+def recipe_of(*arguments):
+    module = script()
+    return module.recipe_from(vars(module.parser().parse_args(list(arguments))))
+
+
+class TestRecipeFlags:
+    def test_the_name_says_what_was_changed(self):
+        assert recipe_of().name == "w8a4_aciq"
+        assert recipe_of("--recipe", "w8a8").name == "w8a8"
+        assert recipe_of("--clip", "minmax").name == "w8a4_aciq_clip-minmax"
+        assert (
+            recipe_of("--weight-clip", "laplace", "--weights", "int6").name
+            == "w8a4_aciq_weights-int6_weight-clip-laplace"
+        )
+
+    def test_what_the_recipe_says_anyway_changes_no_name(self):
+        assert recipe_of("--clip", "laplace", "--weights", "int8", "--activations", "int4") == recipe_of()
+
+    def test_a_file_without_a_name_is_called_as_the_file(self, tmp_path):
+        (tmp_path / "mine.yaml").write_text("clip: laplace\n")
+        assert recipe_of("--recipe", str(tmp_path / "mine.yaml"), "--clip", "minmax").name == "mine_clip-minmax"
+
+    def test_a_switch_needs_no_value_and_takes_one(self):
+        assert recipe_of("--wide-residual").wide_residual
+        assert recipe_of("--wide-residual", "true", "--weight-narrow", "false").weight_narrow is False
+        assert not recipe_of("--wide-residual", "false").wide_residual
+
+    def test_null_is_a_value(self):
+        assert recipe_of().residual is not None
+        assert recipe_of("--residual", "null").residual is None
+
+
+def test_help_is_for_people():
+    text = script().parser().format_help()
+    assert "type:" not in text
+    assert "null" not in text
+    assert "images a batch (default: 128)" in text
+    assert "of the calibration draw (default: 0)" in text
+
+
 class TestMistakes:
+    @pytest.fixture(autouse=True)
+    def _in_an_empty_folder(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
     @pytest.mark.parametrize(
         ("arguments", "named"),
         [
@@ -105,6 +158,12 @@ class TestMistakes:
             (["--no-such-flag"], "no-such-flag"),
             (["--checkpoint", "missing.th"], "missing.th"),
             (["--bias", "float32"], "deployable"),
+            (["--batch", "64"], "--batch"),
+            (["--wide-residual", "maybe"], "wide_residual"),
+            (["--seed", "9" * 23], "seed must be between 0 and 2^64 - 1"),
+            (["--seed", "-1"], "seed must be between 0 and 2^64 - 1"),
+            (["--dataset", "digits", "--data", "."], "--dataset imagenet, cifar10, mnist or folder"),
+            (["--data", "nowhere"], "nowhere is not a folder"),
         ],
     )
     def test_is_named(self, capsys, arguments, named):
@@ -130,6 +189,11 @@ class TestMistakes:
         save_file(state, tmp_path / "broken.safetensors")
         line = failing_line(capsys, "--checkpoint", tmp_path / "broken.safetensors")
         assert "layer2.1.conv1.weight" in line
+
+    def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("in the way")
+        monkeypatch.setattr("pytorch_quantizer.inference.quantize", lambda *_, **__: pytest.fail("work was done"))
+        assert str(tmp_path / "file") in failing_line(capsys, "--output", tmp_path / "file")
 
 
 class TestCorruptImages:
@@ -157,6 +221,12 @@ class TestCorruptImages:
         line = failing_line(capsys, *self.flags(folder))
         assert "cut.png" in line
         assert "--skip-corrupt" in line
+
+    def test_what_data_holds_is_inferred_and_said(self, capsys, folder):
+        (folder / "data" / "class1" / "cut.png").unlink()
+        script_main()([*map(str, self.flags(folder)[2:])])
+        assert json.loads((folder / "out" / "result.json").read_text())["dataset"] == "folder"
+        assert "--dataset folder" in capsys.readouterr().out
 
     def test_skipping_counts_and_reports_it(self, capsys, folder):
         script_main()([*map(str, self.flags(folder)), "--skip-corrupt"])

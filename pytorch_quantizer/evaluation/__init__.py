@@ -5,7 +5,7 @@ How it was quantized lives in quantization/ and graph/.
 from pytorch_quantizer.evaluation.latency import Latency, measure_latency
 from pytorch_quantizer.evaluation.layers import layer_table, sqnr_db
 from pytorch_quantizer.evaluation.metrics import Evaluation, evaluate, wilson_interval
-from pytorch_quantizer.evaluation.size import size_bytes
+from pytorch_quantizer.evaluation.size import size_bytes, size_label
 
 __all__ = [
     "Evaluation",
@@ -14,6 +14,7 @@ __all__ = [
     "layer_table",
     "measure_latency",
     "size_bytes",
+    "size_label",
     "sqnr_db",
     "wilson_interval",
 ]

@@ -31,5 +31,12 @@ def size_bytes(model: nn.Module) -> int:
     return codes + left + sum(_bytes(site.quantizer.storage().values()) for site in model.sites if site.quantizer)
 
 
+def size_label(model: nn.Module) -> str:
+    """What size_bytes counts of this model."""
+    if isinstance(model, QuantizedModel):
+        return "codes packed at their bits, scales, zero points, int32 biases; headers left out"
+    return "parameters and buffers as they are; headers left out"
+
+
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
