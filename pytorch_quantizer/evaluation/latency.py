@@ -5,11 +5,17 @@ Kernels are timed in benchmarks/, sizes are in size.py.
 import statistics
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pytorch_quantizer.errors import InputError
+
+LEAST_REPEATS = 3
+LONGEST_S = 5.0  # of timed passes: a slow network is measured fewer times
+LONGEST_WARMUP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -33,28 +39,45 @@ class Latency:
 
 @torch.inference_mode()
 def measure_latency(
-    model: nn.Module, images: Tensor, *, repeats: int = 10, warmup: int = 3, label: str | None = None
+    model: nn.Module,
+    images: Tensor,
+    *,
+    repeats: int = 10,
+    warmup: int = 3,
+    label: str | None = None,
+    progress: bool = True,
 ) -> Latency:
     """Time `repeats` forward passes over `images` [N, C, H, W] after `warmup` untimed ones and take the median.
 
-    Everything runs where `images` is; CUDA is synchronised before each clock reading. `label` None: 'simulated' for a
-    quantized model (it has sites), else 'float32'. Raises InputError for no images or fewer than one repeat.
+    Slow passes are fewer: no more than LEAST_REPEATS once LONGEST_S seconds were timed, and none to warm up after
+    LONGEST_WARMUP_S. Everything runs where `images` is; CUDA is synchronised before each clock reading. `label` None:
+    'simulated' for a quantized model (it has sites), else 'float32'. Raises InputError for no images or fewer than one
+    repeat.
     """
     if repeats < 1 or warmup < 0 or not len(images):
         raise InputError(
             f"latency needs images and a repeat, got {len(images)} images, {repeats} repeats, {warmup} warm-up"
         )
-    for _ in range(warmup):
-        model(images)
-    times = [_seconds(model, images) for _ in range(repeats)]
+    with tqdm(desc="latency", unit="pass", total=warmup + repeats, delay=1, disable=not progress, leave=False) as bar:
+        _passes(model, images, warmup, 1, LONGEST_WARMUP_S, bar)
+        times = _passes(model, images, repeats, LEAST_REPEATS, LONGEST_S, bar)
     return Latency(
         median_ms=statistics.median(times) * 1e3,
         batch_size=len(images),
         threads=torch.get_num_threads(),
         label=label or ("simulated" if hasattr(model, "sites") else "float32"),
         device=images.device.type,
-        repeats=repeats,
+        repeats=len(times),
     )
+
+
+def _passes(model: nn.Module, images: Tensor, most: int, least: int, longest: float, bar: "tqdm[Any]") -> list[float]:
+    """Seconds of each of `most` passes; of fewer, but `least`, once they add up to `longest` seconds."""
+    times: list[float] = []
+    while len(times) < most and (len(times) < least or sum(times) < longest):
+        times.append(_seconds(model, images))
+        bar.update()  # between the timings, not in them
+    return times
 
 
 def _seconds(model: nn.Module, images: Tensor) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, fx, nn
+from tqdm import tqdm
 
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.fold import fold
@@ -19,7 +20,9 @@ from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.qtypes import Quantizer
 
 
-def layer_table(quantized: QuantizedModel, reference: nn.Module, images: Tensor) -> pd.DataFrame:
+def layer_table(
+    quantized: QuantizedModel, reference: nn.Module, images: Tensor, *, progress: bool = True
+) -> pd.DataFrame:
     """``quantized.table()`` with three columns more, measured against the float model on ``images`` [N, C, H, W].
 
     clipped_fraction: values outside the quantizer's range, of the float tensor. sqnr_db: 10·log10(Σx² / Σ(x − q(x))²),
@@ -28,8 +31,13 @@ def layer_table(quantized: QuantizedModel, reference: nn.Module, images: Tensor)
     """
     graph, _ = fold(capture(reference, images[:1]))
     nodes = {site.node for site in quantized.sites if site.is_activation and site.quantizer is not None}
-    expected, simulated = _values(graph, nodes, images), _values(quantized, nodes, images)
-    rows = [_measured(site, graph, quantized, expected, simulated) for site in quantized.sites]
+    steps = len(graph.graph.nodes) + len(quantized.graph.nodes) + len(quantized.sites)
+    with tqdm(desc="layers", unit="step", total=steps, delay=1, disable=not progress, leave=False) as bar:
+        expected, simulated = _values(graph, nodes, images, bar), _values(quantized, nodes, images, bar)
+        rows = []
+        for site in quantized.sites:
+            rows.append(_measured(site, graph, quantized, expected, simulated))
+            bar.update()
     return pd.concat([quantized.table(), pd.DataFrame(rows)], axis=1)
 
 
@@ -74,19 +82,20 @@ def _measured(
 class _Keeper(fx.Interpreter):
     """Runs a graph and keeps copies of some nodes' values: a quantizer may overwrite the original."""
 
-    def __init__(self, graph: fx.GraphModule, nodes: set[str]) -> None:
+    def __init__(self, graph: fx.GraphModule, nodes: set[str], bar: tqdm[Any]) -> None:
         super().__init__(graph)
-        self.nodes, self.values = nodes, dict[str, Tensor]()
+        self.nodes, self.values, self.bar = nodes, dict[str, Tensor](), bar
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
+        self.bar.update()
         if n.name in self.nodes:
             self.values[n.name] = value.clone()
         return value
 
 
 @torch.no_grad()
-def _values(graph: fx.GraphModule, nodes: Iterable[str], images: Tensor) -> dict[str, Tensor]:
-    keeper = _Keeper(graph, set(nodes))
+def _values(graph: fx.GraphModule, nodes: Iterable[str], images: Tensor, bar: tqdm[Any]) -> dict[str, Tensor]:
+    keeper = _Keeper(graph, set(nodes), bar)
     keeper.run(images)
     return keeper.values

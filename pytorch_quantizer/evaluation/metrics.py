@@ -12,6 +12,7 @@ from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.errors import InputError
 
 AVERAGES = ("macro", "micro", "weighted")
@@ -76,10 +77,10 @@ def evaluate(
 
     `reference`'s own numbers are in the result's `.reference`. `device` None: where the model is; both models are
     moved there. Models run in eval mode and are left in the mode they came in.
-    Raises InputError for a loader without images, outputs that aren't logits [N, classes], labels that the model has
-    no output for, and logits that are NaN or infinite, which no accuracy could be trusted with.
+    Raises InputError for a loader without images or without labels, outputs that aren't logits [N, classes], labels
+    that the model has no output for, and logits that are NaN or infinite, which no accuracy could be trusted with.
     """
-    device = torch.device(device) if device is not None else _device_of(model)
+    device = torch.device(device) if device is not None else device_of(model)
     models = [model] if reference is None else [model, reference]
     modes = [module.training for module in models]
     for module in models:
@@ -105,7 +106,8 @@ def _run(
     labels: list[Tensor] = []
     answers: list[list[_Answers]] = [[] for _ in models]
     # delay: a pass of less than a second needs no bar.
-    for images, batch_labels in tqdm(loader, desc="evaluate", unit="batch", disable=not progress, delay=1, leave=False):
+    for batch in tqdm(loader, desc="evaluate", unit="batch", disable=not progress, delay=1, leave=False):
+        images, batch_labels = _labelled(batch)
         if not len(images):
             continue
         images, batch_labels = images.to(device), batch_labels.to(device)
@@ -115,6 +117,17 @@ def _run(
     if not labels:
         raise InputError("nothing to evaluate: the loader gave no images")
     return torch.cat(labels), [_joined(collected) for collected in answers]
+
+
+def _labelled(batch: Any) -> tuple[Tensor, Tensor]:
+    """The batch, if it is images [N, …] and labels [N]."""
+    if isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch):
+        images, labels = batch
+        if labels.shape == images.shape[:1]:
+            return images, labels
+    parts = batch if isinstance(batch, tuple | list) else [batch]
+    got = ", ".join(str(list(part.shape)) if isinstance(part, Tensor) else type(part).__name__ for part in parts)
+    raise InputError(f"evaluate needs batches (images [N, …], labels [N]), got {type(batch).__name__} of {got}")
 
 
 @torch.inference_mode()
@@ -173,8 +186,3 @@ def _scores(labels: Tensor, predictions: Tensor, average: str) -> tuple[float, f
 
 def _agreement(predictions: Tensor, others: Tensor) -> float:
     return float((predictions == others).double().mean())
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    tensors = [*model.parameters(), *model.buffers()]
-    return tensors[0].device if tensors else torch.device("cpu")

@@ -38,7 +38,23 @@ def test_a_quantized_model_is_labelled_simulated():
 def test_the_median_in_milliseconds(monkeypatch):
     clock = iter([0.0, 0.001, 1.0, 1.002, 2.0, 2.5])
     monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock))
-    assert measure_latency(Counting(), torch.zeros(1, 3), repeats=3).median_ms == pytest.approx(2.0)
+    assert measure_latency(Counting(), torch.zeros(1, 3), repeats=3, warmup=0).median_ms == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "warmup", "repeats"), [(0.01, 3, 10), (0.4, 3, 10), (0.6, 2, 9), (2.0, 1, 3), (60.0, 1, 3)]
+)
+def test_slow_passes_are_fewer(monkeypatch, seconds, warmup, repeats):
+    clock = iter(range(1000))
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: next(clock) * seconds)
+    model = Counting()
+    measured = measure_latency(model, torch.zeros(1, 3))
+    assert measured.repeats == repeats
+    assert model.calls == warmup + repeats
+
+
+def test_fewer_repeats_than_the_least_stay_so():
+    assert measure_latency(Counting(), torch.zeros(1, 3), repeats=1).repeats == 1
 
 
 @pytest.mark.parametrize(("images", "arguments"), [(0, {}), (1, {"repeats": 0}), (1, {"warmup": -1})])

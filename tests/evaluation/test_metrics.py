@@ -200,3 +200,20 @@ class TestBaselines:
         result = evaluate(model, make_loader(dataset, 50))
         assert abs(int((result.predictions == result.labels).sum()) - 450) <= 2
         assert result.top5 == pytest.approx(0.897, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        torch.zeros(2, 3),
+        torch.zeros(4, 2, 3),
+        (torch.zeros(4, 3),),
+        (torch.zeros(4, 3), [0, 1, 2, 0]),
+        (torch.zeros(4, 3), torch.zeros(3, dtype=torch.int64)),
+        (torch.zeros(4, 3), torch.zeros(4, 3)),
+        {"images": torch.zeros(4, 3)},
+    ],
+)
+def test_batches_without_labels(batch):
+    with pytest.raises(InputError, match=r"batches \(images \[N, …\], labels \[N\]\), got (Tensor|tuple|dict) of "):
+        evaluate(Given(), [batch])
