@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 import pytorch_quantizer as pq
+from pytorch_quantizer.atomic import require_writable, write_atomically
 from pytorch_quantizer.data import calibration_loader, load_dataset, make_loader
-from pytorch_quantizer.environment import machine, versions
+from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.evaluation import Evaluation
 from pytorch_quantizer.models import create_model, default_preprocessing
 
@@ -59,13 +60,15 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    if options.json:
+        require_writable(options.json)
     rows = []
     for row in chain(cifar_rows(options.data / "cifar10"), imagenet_rows(options.data / "imagenet")):
         print(f"{'ok  ' if row.met else 'MISS'} {row.what:<62} {row.measured:<34} must be {row.required}", flush=True)
         rows.append(vars(row))
     if options.json:
-        text = json.dumps({"versions": versions(), "machine": machine(), "rows": rows}, indent=1, ensure_ascii=False)
-        options.json.write_text(text + "\n")
+        text = json.dumps({**provenance(), "rows": rows}, indent=1, ensure_ascii=False)
+        write_atomically(options.json, f"{text}\n".encode())
 
 
 def cifar_rows(folder: Path) -> Iterator[Row]:

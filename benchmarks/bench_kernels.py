@@ -8,17 +8,16 @@ see the same machine. `out` buffers exist and are touched before; what torch's o
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
 
 from pytorch_quantizer import ops, reference
-from pytorch_quantizer.backend import backend
+from pytorch_quantizer.atomic import require_writable, write_atomically
+from pytorch_quantizer.environment import provenance
 
 CHANNELS, SIDE = 64, 56  # a ResNet's activation: [N, 64, 56, 56]
 BAR = {"copy": ("at most", 2.0), "torch": ("at least", 10.0)}
@@ -154,21 +153,6 @@ def print_bar(rows: list[dict], threads: int) -> None:
     )
 
 
-def machine(device: str, threads: int) -> dict:
-    """What the numbers hold for."""
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.processor(),
-        "threads": threads,
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
-        "backend": str(backend()),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
-
-
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -185,14 +169,16 @@ def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    if arguments.json:
+        require_writable(arguments.json)
     rows = []
     for case in cases(arguments.device, arguments.elements):
         rows += measure(case, arguments.device, arguments.repeats)
         print_rows(rows[-len(case[3]) :])
     print_bar(rows, arguments.threads)
     if arguments.json:
-        report = {"machine": machine(arguments.device, arguments.threads), "rows": rows}
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        text = json.dumps({**provenance(arguments.device), "rows": rows}, indent=1)
+        write_atomically(arguments.json, f"{text}\n".encode())
 
 
 if __name__ == "__main__":

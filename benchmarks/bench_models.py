@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import pytorch_quantizer as pq
-from pytorch_quantizer.environment import machine, versions
+from pytorch_quantizer.atomic import require_writable, write_atomically
+from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.models import create_model
 
 MODELS = ("resnet20:256", "resnet18:8")
@@ -36,10 +37,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.json:
+        require_writable(options.json)
     rows = [row for name in options.models for row in measure(name, options)]
     if options.json:
-        text = json.dumps({"versions": versions(), "machine": machine(options.device), "rows": rows}, indent=1)
-        options.json.write_text(text + "\n")
+        text = json.dumps({**provenance(options.device), "rows": rows}, indent=1)
+        write_atomically(options.json, f"{text}\n".encode())
 
 
 def measure(name: str, options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 import pytorch_quantizer as pq
-from pytorch_quantizer.environment import machine, versions
+from pytorch_quantizer.atomic import write_atomically
+from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.graph.operations import label, layer_nodes, tensor_inputs
 from pytorch_quantizer.graph.place import producers
 from pytorch_quantizer.models import create_model, default_preprocessing, list_models
@@ -105,11 +106,12 @@ def _called(model: pq.QuantizedModel, node: torch.fx.Node) -> Any:
 
 def save(rows: list[dict[str, Any]]) -> None:
     """Write the rows as JSON and as a table to read."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"versions": versions(), "machine": machine(), "rows": rows}, indent=1))
+    text = json.dumps({**provenance(), "rows": rows}, indent=1)
+    write_atomically(RESULTS, f"{text}\n".encode())
     head = "| model | M parameters | layers | reading float | weights | activations | left in float | reasons |"
     lines = [f"Made by `python benchmarks/{Path(__file__).name}`: random weights, W8A4.\n", head, "|" + "---|" * 8]
-    TABLE.write_text("\n".join([*lines, *map(_line, rows)]) + "\n")
+    table = "\n".join([*lines, *map(_line, rows)])
+    write_atomically(TABLE, f"{table}\n".encode())
 
 
 def _line(row: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,11 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
+    """What stands beside measured numbers in a file: versions, machine and date (UTC)."""
+    return {"versions": versions(), "machine": machine(device), "date": datetime.now(UTC).date().isoformat()}
 
 
 def _works(name: str) -> bool:
