@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import pil_loader
 
 from pytorch_quantizer.data.preprocessing import Preprocessing
-from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.errors import InputError, first_line
 
 Sample = tuple[Tensor, int]
 
@@ -122,7 +122,7 @@ class FileDataset(ImageDataset):
         try:
             image = pil_loader(path)
         except Exception as error:  # PIL raises a dozen kinds on damaged files, from SyntaxError to struct.error
-            raise CorruptImageError(path, _first_line(error)) from error
+            raise CorruptImageError(path, first_line(error)) from error
         return self.preprocessing.on_image(image), label
 
 
@@ -131,10 +131,6 @@ def require_folder(path: Path, remedy: str) -> Path:
     if not path.is_dir():
         raise InputError(f"{path} is not a folder: {remedy}")
     return path
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _check_arrays(name: str, pixels: NDArray[np.uint8], labels: NDArray[np.int64], classes: int) -> None:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3
 
-from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.errors import InputError, first_line
 
 StateDict = OrderedDict[str, Tensor]
 
@@ -77,7 +77,7 @@ def _read(path: Path) -> Any:
             f"save model.state_dict() in it instead"
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} can't be read as a checkpoint ({_first_line(error)}): get it anew") from error
+        raise InputError(f"{path} can't be read as a checkpoint ({first_line(error)}): get it anew") from error
 
 
 def _state_dict(content: Any, source: str) -> StateDict:
@@ -138,7 +138,3 @@ def _few(kind: str, keys: list[str]) -> str:
 
 def _needed(keys: Iterable[str]) -> list[str]:
     return [key for key in keys if not key.endswith("num_batches_tracked")]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
