@@ -19,7 +19,7 @@ from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.inference import InferenceResult
 
 RATES = {"top-1": "top1", "top-5": "top5", "precision": "precision", "recall": "recall", "F1": "f1"}
-COLOURS = {"weight": "#4477aa", "input": "#ee6677", "activation": "#ee6677", "residual": "#ccbb44"}
+COLOURS = {"weight": "#4477aa", "input": "#aa3377", "activation": "#ee6677", "residual": "#ccbb44"}
 
 
 def result_table(record: dict[str, Any]) -> str:
@@ -69,6 +69,7 @@ def layer_picture(layers: pd.DataFrame, title: str) -> str:
     plot.add_tools(HoverTool(tooltips=[(column, f"@{column}") for column in columns]))
     plot.xaxis.major_label_orientation = math.pi / 3
     plot.legend.click_policy = "hide"
+    plot.add_layout(plot.legend[0], "right")  # beside the bars, not over them
     return file_html(plot, INLINE, title=title)
 
 

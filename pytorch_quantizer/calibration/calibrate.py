@@ -88,5 +88,5 @@ class _Observer(fx.Interpreter):
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where a model's parameters lie; the CPU where it has none."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    """Where a model's parameters and buffers lie; the CPU where it has none."""
+    return next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))

@@ -78,6 +78,8 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed must lie in [0, 2^63), got {self.seed}")
         if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
         for name in ("momentum", "label_smoothing", "validation_fraction"):
