@@ -89,6 +89,8 @@ class TestMistakes:
         [
             ({"epochs": 0}, "epochs must be at least 1, got 0"),
             ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+            ({"seed": -1}, "seed must lie in"),
+            ({"seed": 10**30}, "seed must lie in"),
             ({"learning_rate": 0.0}, "learning_rate must be positive"),
             ({"learning_rate": float("nan")}, "learning_rate must be positive"),
             ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
