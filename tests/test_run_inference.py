@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from pytorch_quantizer.command_line import run
 from pytorch_quantizer.models import bundled_checkpoint
+from pytorch_quantizer.quantization.recipe import Recipe
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_inference.py"
 
@@ -123,9 +124,11 @@ class TestRecipeFlags:
         assert recipe_of("--wide-residual", "true", "--weight-narrow", "false").weight_narrow is False
         assert not recipe_of("--wide-residual", "false").wide_residual
 
-    def test_null_is_a_value(self):
-        assert recipe_of().residual is not None
-        assert recipe_of("--residual", "null").residual is None
+    def test_null_is_a_value(self, tmp_path):
+        Recipe(residual="int4").save(tmp_path / "narrow.yaml")
+        given = ("--recipe", str(tmp_path / "narrow.yaml"))
+        assert recipe_of(*given).residual == "int4"
+        assert recipe_of(*given, "--residual", "null").residual is None
 
 
 def test_help_is_for_people():
