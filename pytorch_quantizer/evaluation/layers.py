@@ -41,6 +41,7 @@ def layer_table(
     return pd.concat([quantized.table(), pd.DataFrame(rows)], axis=1)
 
 
+@torch.no_grad()
 def sqnr_db(x: Tensor, y: Tensor) -> float:
     """10·log10(Σx² / Σ(x − y)²) in decibels, any shape; inf where y equals x."""
     signal, noise = float(x.double().square().sum()), float((x.double() - y.double()).square().sum())

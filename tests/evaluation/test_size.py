@@ -1,0 +1,45 @@
+"""size_bytes: what a file would hold, counted by hand."""
+
+import pytest
+import torch
+from networks import images, sequence
+from torch import nn
+
+from pytorch_quantizer import Recipe, quantize
+from pytorch_quantizer.evaluation import size_bytes
+
+
+def net():
+    return sequence(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 7, 1))
+
+
+class TestSize:
+    def test_float_is_every_parameter_and_buffer(self):
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        assert size_bytes(model) == 4 * (12 + 4) + 4 * (4 * 4) + 8  # num_batches_tracked is an int64
+
+    @pytest.mark.parametrize("bits", [8, 4, 3])
+    def test_quantized_is_packed_codes_scales_zero_points_and_int32_biases(self, bits):
+        recipe = Recipe(weights=f"int{bits}", first=f"int{bits}", last=f"int{bits}", activations="int8")
+        model = quantize(net(), recipe, [images()])
+        codes = -(-135 * bits // 8) + -(-35 * bits // 8)  # each tensor filled up to whole bytes
+        scales, biases = 4 * (5 + 7), 4 * (5 + 7)
+        activations = 2 * (4 + 4)  # the input and the ReLU: a scale and a zero point each
+        assert size_bytes(model) == codes + scales + biases + activations
+
+    def test_what_stays_float_counts_as_float(self):
+        recipe = Recipe(weights="float32", activations="float32", bias="float32", deployable=False)
+        assert size_bytes(quantize(net(), recipe, [images()])) == size_bytes(net())
+
+    def test_a_norm_that_cannot_be_folded_counts_in_full(self):
+        with_norm = sequence(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.BatchNorm2d(5), nn.Conv2d(5, 7, 1, padding=1))
+        without = sequence(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 7, 1, padding=1))
+        sizes = [size_bytes(quantize(model, "w8a8", [images()])) for model in (with_norm, without)]
+        norm = size_bytes(nn.BatchNorm2d(5))
+        assert sizes[0] - sizes[1] in (norm, norm + 8)  # and a grid more, where its output has one of its own
+
+    def test_is_in_proportion_on_a_real_network(self):
+        torch.manual_seed(0)
+        model = sequence(nn.Conv2d(16, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
+        small = size_bytes(quantize(model, Recipe(weights="int4", first="int4", last="int4"), [images(2, 16, 8, 8)]))
+        assert 0.125 < small / size_bytes(model) < 0.14
