@@ -112,7 +112,9 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
         "versions": versions(),
         "machine": machine(device),
     }
-    return InferenceResult(record, layer_table(quantized, model, images[:LAYER_IMAGES]), quantized)
+    measured = images[:LAYER_IMAGES]
+    record["layers"] = {"samples": len(measured), "split": source}
+    return InferenceResult(record, layer_table(quantized, model, measured), quantized)
 
 
 def resolved(config: InferenceConfig) -> ResolvedConfig:

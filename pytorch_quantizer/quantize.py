@@ -36,11 +36,7 @@ def quantize(
     quantizes weights alone. strict: a module that can't be captured is an error. Batch norms are folded, in eval mode.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
-    if isinstance(model, QuantizedModel):
-        raise InputError("the model is quantized already; quantize the float model it was made from")
-    double = next((name for name, tensor in model.named_parameters() if tensor.dtype == torch.float64), None)
-    if double is not None:
-        raise InputError(f"{double} is float64; the kernels compute in float32: call model.float() first")
+    _check_model(model)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     example, batches = _peek(model, calibration)
     captured = capture(model, example, strict=strict)
@@ -52,6 +48,17 @@ def quantize(
             raise InputError("the recipe quantizes activations: give calibration=, an iterable of image batches")
         statistics = calibrate(graph, sites, batches, progress=progress)
     return insert(graph, fit(graph, sites, statistics), recipe)
+
+
+def _check_model(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise InputError(f"quantize needs a model, an nn.Module, got {type(model).__name__}")
+    if isinstance(model, QuantizedModel):
+        raise InputError("the model is quantized already; quantize the float model it was made from")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise InputError(f"{name} is {kind}; grids and int32 biases need float32: call model.float() first")
 
 
 def _peek(model: nn.Module, calibration: Iterable[Any] | None) -> tuple[Tensor | None, Iterator[Any]]:

@@ -45,7 +45,7 @@ def write_report(result: InferenceResult, folder: Path) -> None:
     text = json.dumps(result.record, indent=2, allow_nan=False)
     write_atomically(folder / "result.json", f"{text}\n".encode())
     write_atomically(folder / "layers.csv", result.layers.to_csv(index=False).encode())
-    write_atomically(folder / "layers.html", layer_picture(result.layers, _heading(result.record)).encode())
+    write_atomically(folder / "layers.html", layer_picture(result.layers, _layers_heading(result.record)).encode())
 
 
 def layer_picture(layers: pd.DataFrame, title: str) -> str:
@@ -71,6 +71,11 @@ def layer_picture(layers: pd.DataFrame, title: str) -> str:
     plot.legend.click_policy = "hide"
     plot.add_layout(plot.legend[0], "right")  # beside the bars, not over them
     return file_html(plot, INLINE, title=title)
+
+
+def _layers_heading(record: dict[str, Any]) -> str:
+    layers = record["layers"]
+    return f"{_heading(record)}; each tensor on {layers['samples']} calibration images"
 
 
 def _source(rows: pd.DataFrame) -> ColumnDataSource:

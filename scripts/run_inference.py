@@ -91,7 +91,9 @@ def _print_notes(record: dict[str, Any], folder: Path) -> None:
         print("there is no training split: ranges were chosen on images that were also evaluated")
     if record["skipped_images"]:
         print(f"{len(record['skipped_images'])} images could not be decoded and were skipped; result.json lists them")
-    print(f"wrote {folder / 'result.json'}, layers.csv and layers.html")
+    print(
+        f"wrote {folder / 'result.json'}, and layers.csv and .html: each tensor on {record['layers']['samples']} images"
+    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,8 @@ def layer_table(
 ) -> pd.DataFrame:
     """``quantized.table()`` with three columns more, measured against the float model on ``images`` [N, C, H, W].
 
-    clipped_fraction: values outside the quantizer's range, of the float tensor. sqnr_db: 10·log10(Σx² / Σ(x − q(x))²),
-    the tensor's own quantization alone. accumulated_sqnr_db: the simulated model's tensor against the float model's,
+    clipped_fraction: the float tensor's values more than half a step outside the range. sqnr_db: the tensor's own
+    quantization alone, 10·log10(Σx² / Σ(x − q(x))²). accumulated_sqnr_db: the simulated model's tensor against the float model's,
     all quantization before it included. Empty where a tensor isn't quantized, infinite where nothing is lost.
     """
     graph, _ = fold(capture(reference, images[:1]))
@@ -51,8 +51,12 @@ def sqnr_db(x: Tensor, y: Tensor) -> float:
 
 
 def clipped_fraction(quantizer: Quantizer, x: Tensor) -> float:
-    """The fraction of x's values outside the quantizer's range; per-channel ranges along its axis."""
+    """The fraction of x's values more than half a step outside the quantizer's range; per channel along its axis.
+
+    Nearer ones lose no more than rounding costs any value: a range moves by as much to put zero on its grid.
+    """
     low, high = quantizer.range()
+    low, high = low - quantizer.scale / 2, high + quantizer.scale / 2
     axis = getattr(quantizer, "axis", None) or 0
     if low.dim():
         shape = [-1 if dim == axis else 1 for dim in range(x.dim())]

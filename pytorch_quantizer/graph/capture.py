@@ -226,7 +226,7 @@ def _annotate(graph: fx.GraphModule, example: Tensor | None) -> None:
     except (RuntimeError, ValueError) as error:  # whatever a shape that doesn't fit makes a foreign layer raise
         first = str(error).splitlines()[0]
         raise InputError(
-            f"the model can't run on calibration images of shape {list(example.shape)}: {first}"
+            f"the model can't run on calibration images of shape [N, {', '.join(map(str, example.shape[1:]))}]: {first}"
         ) from error
 
 

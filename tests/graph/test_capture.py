@@ -255,7 +255,7 @@ class TestWhatCannotBeCaptured:
             capture(torch.jit.script(nn.Conv2d(3, 4, 1)), images())
 
     def test_images_that_do_not_fit(self):
-        with pytest.raises(InputError, match=r"images of shape \[2, 5, 8, 8\]"):
+        with pytest.raises(InputError, match=r"images of shape \[N, 5, 8, 8\]"):
             capture(sequence(nn.Conv2d(3, 4, 1)), images(2, 5, 8, 8))
 
 
