@@ -144,7 +144,7 @@ class TestModel:
             quantize(net().to(dtype), "w8a8", [images().to(dtype)])
 
     def test_what_is_no_model_is_named(self):
-        with pytest.raises(InputError, match="needs a model, an nn.Module, got OrderedDict"):
+        with pytest.raises(InputError, match="needs a model"):
             quantize(net().state_dict(), "w8a8", [images()])
 
     def test_channels_last(self):

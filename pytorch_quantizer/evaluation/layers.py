@@ -26,8 +26,9 @@ def layer_table(
     """``quantized.table()`` with three columns more, measured against the float model on ``images`` [N, C, H, W].
 
     clipped_fraction: the float tensor's values more than half a step outside the range. sqnr_db: the tensor's own
-    quantization alone, 10·log10(Σx² / Σ(x − q(x))²). accumulated_sqnr_db: the simulated model's tensor against the float model's,
-    all quantization before it included. Empty where a tensor isn't quantized, infinite where nothing is lost.
+    quantization alone, 10·log10(Σx² / Σ(x − q(x))²). accumulated_sqnr_db: the simulated model's tensor against the
+    float model's, all quantization before it included. Empty where a tensor isn't quantized, infinite where nothing is
+    lost.
     """
     graph, _ = fold(capture(reference, images[:1]))
     nodes = {site.node for site in quantized.sites if site.is_activation and site.quantizer is not None}

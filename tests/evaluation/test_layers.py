@@ -52,7 +52,8 @@ class TestLayerTable:
         torch.manual_seed(0)
         net = sequence(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3)).eval()
         x = images(8, 3, 8, 8)
-        quantized = quantize(net, Recipe(activations="int4", clip="laplace", last="int4"), [x])
+        x[0] *= 20  # outliers, so that something is clipped
+        quantized = quantize(net, Recipe(activations="int2", clip="laplace", last="int2"), [x])
         return net, quantized, x, layer_table(quantized, net, x).set_index("name")
 
     def test_activations_by_hand(self, measured):
