@@ -175,3 +175,18 @@ class TestRefusals:
         (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
         with pytest.raises(InputError, match=r"cannot read the recipe .*binary\.yaml"):
             Recipe.load(tmp_path / "binary.yaml")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"weights": "float32"},
+        {"activations": "float32"},
+        {"first": "float32"},
+        {"overrides": (Override("fc", activations="float32"),)},
+    ],
+)
+def test_float32_tensors_are_not_deployable(fields):
+    with pytest.raises(InputError, match="deployable: false"):
+        Recipe(**fields)
+    assert not Recipe(**fields, deployable=False).deployable
