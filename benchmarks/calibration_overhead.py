@@ -7,7 +7,7 @@ which capture marks a graph and checks it; they are timed by themselves within t
 quantize() does beside them: tracing, folding, placement, statistics, ranges, weights and biases put on their grids. The
 share is of calibration's forward pass.
 Weights are random: nothing here depends on their values. W8A4 with analytic ranges must stay within 10 %; methods that
-search are measured apart.
+search are measured apart, once.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def main() -> None:
     rows = []
     for name, (recipe, limit) in RECIPES.items():
         forward, checks, whole = alternately(
-            options.repeats,
+            1 if limit is None else options.repeats,
             lambda: run(folded, images),
             lambda: [run(model, images[:2]) for _ in range(CAPTURE_PASSES)],
             lambda recipe=recipe: pq.quantize(model, recipe, images, progress=False),
@@ -76,14 +76,15 @@ def run(graph: torch.nn.Module, images: torch.Tensor) -> None:
 
 
 def alternately(repeats: int, *works: Callable[[], object]) -> list[float]:
-    """The median seconds of each, taken in turns after one round of warm-up, so that both see the same machine."""
+    """The median seconds of each, taken in turns so that all see the same machine; where repeated, after a warm-up."""
     times: list[list[float]] = [[] for _ in works]
-    for _ in range(repeats + 1):
+    warm_up = int(repeats > 1)
+    for _ in range(repeats + warm_up):
         for index, work in enumerate(works):
             start = time.perf_counter()
             work()
             times[index].append(time.perf_counter() - start)
-    return [median(taken[1:]) for taken in times]
+    return [median(taken[warm_up:]) for taken in times]
 
 
 if __name__ == "__main__":

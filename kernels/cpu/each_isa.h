@@ -1,6 +1,7 @@
 // Includes the file PQ_LOOPS once an instruction set, each time in a namespace of that name. No FMA anywhere.
 // Only what is written in PQ_LOOPS is compiled so: headers come before, or their inline functions would leak upwards.
 namespace pq::baseline {
+[[maybe_unused]] constexpr int kRegister = 4;  // floats in a register
 #include PQ_LOOPS
 }
 
@@ -13,6 +14,7 @@ namespace pq::baseline {
 #pragma GCC target("avx2")
 #endif
 namespace pq::avx2 {
+[[maybe_unused]] constexpr int kRegister = 8;  // floats in a register
 #include PQ_LOOPS
 }
 #if defined(__clang__)
@@ -24,6 +26,7 @@ namespace pq::avx2 {
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
 #endif
 namespace pq::avx512 {
+[[maybe_unused]] constexpr int kRegister = 16;  // floats in a register
 #include PQ_LOOPS
 }
 #if defined(__clang__)

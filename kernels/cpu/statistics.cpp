@@ -13,10 +13,11 @@ namespace pq {
 
 namespace {
 
-constexpr int kLanes = 4;
+constexpr int kLanes = 4;  // of the sums, whatever the registers' width: it fixes the order in which they add
+constexpr int kStep = 8;   // elements a turn of the first read's loop
 using FloatLanes = float __attribute__((vector_size(kLanes * sizeof(float))));
-using IntLanes = int32_t __attribute__((vector_size(kLanes * sizeof(int32_t))));
 using DoubleLanes = double __attribute__((vector_size(kLanes * sizeof(double))));
+using LongLanes = int64_t __attribute__((vector_size(kLanes * sizeof(int64_t))));
 
 }  // namespace
 

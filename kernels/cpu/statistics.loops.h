@@ -1,44 +1,90 @@
 // One chunk of a tensor into partial sums. Included once an instruction set by each_isa.h.
 // Lanes are vectors of fixed width, whatever the registers': every instruction set adds the same numbers in one order.
 
-// results: kFirst numbers, `step` apart.
-inline void first_chunk(const float* x, int64_t n, double* results, int64_t step) {
+// What no order can change is gathered in vectors as wide as registers are, at most kStep.
+constexpr int kWide = kRegister < kStep ? kRegister : kStep;
+using WideLanes = float __attribute__((vector_size(kWide * sizeof(float))));
+using WideIntLanes = int32_t __attribute__((vector_size(kWide * sizeof(int32_t))));
+
+// Written out, compilers make one instruction of it, unlike __builtin_convertvector.
+inline DoubleLanes widened(FloatLanes v) { return DoubleLanes{v[0], v[1], v[2], v[3]}; }
+inline FloatLanes lanes_at(const float* x) {
+  FloatLanes v;
+  __builtin_memcpy(&v, x, sizeof v);
+  return v;
+}
+inline DoubleLanes magnitude(DoubleLanes v) { return (DoubleLanes)((LongLanes)v & INT64_MAX); }
+
+// Two sets of lanes, taken in turns: an addition needn't wait for the one before it.
+struct FirstSums {
   DoubleLanes sum{}, positive_sum{}, positive_square{};
-  IntLanes positive_count{};
-  FloatLanes low = FloatLanes{} + INFINITY, high = FloatLanes{} - INFINITY, v;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    __builtin_memcpy(&v, x + i, sizeof v);
-    const IntLanes positive = v > 0.0f;
-    const DoubleLanes kept = __builtin_convertvector(positive ? v : FloatLanes{}, DoubleLanes);
-    sum += __builtin_convertvector(v, DoubleLanes);
+
+  void add(const float* x) {
+    const FloatLanes v = lanes_at(x);
+    const DoubleLanes value = widened(v), kept = widened(v > 0.0f ? v : FloatLanes{});
+    sum += value;
     positive_sum += kept;
     positive_square += kept * kept;
-    positive_count -= positive;  // true is -1
-    // A NaN is taken, and then kept: nothing is smaller than it.
-    low = ((v < low) | (v != v)) ? v : low;
-    high = ((v > high) | (v != v)) ? v : high;
+  }
+};
+
+struct FirstEnds {
+  WideIntLanes positive_count{}, is_nan{};
+  WideLanes low = WideLanes{} + INFINITY, high = WideLanes{} - INFINITY;
+
+  void add(const float* x) {
+    WideLanes v;
+    __builtin_memcpy(&v, x, sizeof v);
+    positive_count -= v > 0.0f;  // true is -1
+    is_nan |= v != v;
+    low = v < low ? v : low;
+    high = v > high ? v : high;
+  }
+};
+
+// results: kFirst numbers, `step` apart.
+inline void first_chunk(const float* x, int64_t n, double* results, int64_t step) {
+  FirstSums even, odd;
+  FirstEnds ends;
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    even.add(x + i);
+    odd.add(x + i + kLanes);
+    for (int at = 0; at < kStep; at += kWide) ends.add(x + i + at);
   }
   First total;
+  const DoubleLanes sum = even.sum + odd.sum, positive_sum = even.positive_sum + odd.positive_sum;
+  const DoubleLanes positive_square = even.positive_square + odd.positive_square;
   for (int lane = 0; lane < kLanes; ++lane) {
-    total.add({sum[lane], positive_sum[lane], positive_square[lane], static_cast<double>(positive_count[lane]),
-               low[lane], high[lane]});
+    total.add({sum[lane], positive_sum[lane], positive_square[lane], 0.0, INFINITY, -INFINITY});
+  }
+  for (int lane = 0; lane < kWide; ++lane) {
+    const double nan = ends.is_nan[lane] ? NAN : 0.0, count = ends.positive_count[lane];
+    total.add({0.0, 0.0, 0.0, count, ends.low[lane] + nan, ends.high[lane] + nan});
   }
   for (; i < n; ++i) total.add(First::of(x[i]));
   total.write(results, step);
 }
 
-// results: kSecond numbers, `step` apart.
-inline void second_chunk(const float* x, int64_t n, double mean, double* results, int64_t step) {
+struct SecondSums {
   DoubleLanes absolute{}, square{};
-  FloatLanes v;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    __builtin_memcpy(&v, x + i, sizeof v);
-    const DoubleLanes centred = __builtin_convertvector(v, DoubleLanes) - mean;
-    absolute += centred < 0.0 ? -centred : centred;
+
+  void add(const float* x, double mean) {
+    const DoubleLanes centred = widened(lanes_at(x)) - mean;
+    absolute += magnitude(centred);
     square += centred * centred;
   }
+};
+
+// results: kSecond numbers, `step` apart.
+inline void second_chunk(const float* x, int64_t n, double mean, double* results, int64_t step) {
+  SecondSums even, odd;
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    even.add(x + i, mean);
+    odd.add(x + i + kLanes, mean);
+  }
+  const DoubleLanes absolute = even.absolute + odd.absolute, square = even.square + odd.square;
   double total_absolute = 0.0, total_square = 0.0;
   for (int lane = 0; lane < kLanes; ++lane) {
     total_absolute += absolute[lane];

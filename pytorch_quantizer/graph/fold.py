@@ -4,7 +4,6 @@ Arithmetic is float64, rounded to the weights' dtype once. What can't be folded 
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 
 import torch
@@ -21,6 +20,7 @@ from pytorch_quantizer.graph.operations import (
     Layer,
     label,
 )
+from pytorch_quantizer.graph.share import copy_sharing
 from pytorch_quantizer.quantization.bias_correction import Affine, Moments
 
 Calls = Counter[nn.Module]
@@ -31,9 +31,10 @@ def fold(captured: Captured) -> tuple[fx.GraphModule, dict[str, str]]:
 
     After a layer: w ← γ/√(σ²+ε)·w over output channels, always exact. Before one: over input channels, exact unless the
     layer pads with zeros (a padded zero would have to become the norm's shift). A layer's node remembers the moments of
-    the norm folded into it, as ``meta["normal"]``: corrections that need no images start from them.
+    the norm folded into it, as ``meta["normal"]``: corrections that need no images start from them. What no norm is folded
+    into keeps the very tensors of ``captured.graph``.
     """
-    graph = copy.deepcopy(captured.graph)
+    graph = copy_sharing(captured.graph)
     kept: dict[str, str] = {}
     calls = _count_calls(graph)
     for node in list(graph.graph.nodes):
@@ -68,7 +69,7 @@ def fold_after(layer: Layer, norm: Affine) -> None:
     """Make ``layer`` compute norm(layer(x)): w ← gain·w and b ← gain·b + shift over output channels, in place."""
     gain = _over_output_channels(layer, norm.gain)
     bias = norm.shift if layer.bias is None else norm.gain * layer.bias.detach().double() + norm.shift
-    _assign(layer, layer.weight.detach().double() * gain, bias)
+    _assign(layer, layer.weight.detach().to(torch.float64, copy=True).mul_(gain), bias)
 
 
 def fold_before(layer: Layer, norm: Affine) -> None:

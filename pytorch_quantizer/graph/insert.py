@@ -4,7 +4,6 @@ Where they go is place.py's decision; nothing is measured here.
 
 from __future__ import annotations
 
-import copy
 import re
 from collections import Counter
 from dataclasses import replace
@@ -27,10 +26,12 @@ from pytorch_quantizer.graph.operations import (
 from pytorch_quantizer.graph.place import FLOAT_ASKED, producers
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.rescale import scale_of_outputs
+from pytorch_quantizer.graph.share import copy_sharing, own_tensors
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.qtypes import BiasQuantizer, Quantizer
 from pytorch_quantizer.quantization.recipe import Recipe
 
+QUANTIZERS = "quantizers"  # the submodule that holds those of activations
 BIAS_ROOM = 2**31 - 2**10  # codes that a bias may take: int32's, less the rounding of the float32 scales
 
 
@@ -39,7 +40,7 @@ def insert(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> Qu
 
     sites: as placed, their quantizers fitted. The model's sites are these and one for each bias.
     """
-    graph = copy.deepcopy(graph)
+    float_graph, graph = graph, copy_sharing(graph)
     nodes = {node.name: node for node in graph.graph.nodes}
     _make_room_for_biases(graph, sites, recipe)
     for site in sites:
@@ -51,6 +52,7 @@ def insert(graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> Qu
             _insert_quantizer(graph, nodes, site, site.quantizer)
         elif site.is_wide:  # left in float for its additions, which must not read the narrow one instead
             _insert_quantizer(graph, nodes, site, nn.Identity())
+    own_tensors(graph, float_graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return QuantizedModel(graph, graph.graph, sites=(*sites, *biases), recipe=recipe).eval()
@@ -90,7 +92,7 @@ def _refine_channels_of_zeros(layer: Layer, weight: Quantizer) -> None:
     Its own is 1, that of an empty range, which any would do as well; but its bias lives on a grid of that scale.
     """
     axis = getattr(weight, "axis", None)
-    if axis is None or weight.scale.dim() == 0:
+    if axis is None or weight.scale.dim() == 0 or not bool((weight.scale == 1).any()):
         return
     quiet = layer.weight.detach().movedim(axis, 0).flatten(1).abs().amax(1) == 0
     if bool(quiet.any()) and not bool(quiet.all()):
@@ -187,6 +189,6 @@ def _reroute(
 
 def _free_name(graph: fx.GraphModule, site: Site) -> str:
     """A submodule name for the site's quantizer that no other has."""
-    name = "quantizers." + re.sub(r"\W", "_", site.name)
-    taken = {module for module, _ in graph.named_modules()}
-    return next(candidate for candidate in chain([name], (f"{name}_{i}" for i in count(1))) if candidate not in taken)
+    name, taken = re.sub(r"\W", "_", site.name), getattr(graph, QUANTIZERS, None)
+    candidates = chain([name], (f"{name}_{i}" for i in count(1)))
+    return next(f"{QUANTIZERS}.{candidate}" for candidate in candidates if not hasattr(taken, candidate))
