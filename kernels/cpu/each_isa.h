@@ -3,7 +3,7 @@
 namespace pq::baseline {
 [[maybe_unused]] constexpr int kRegister = 4;  // floats in a register
 #include PQ_LOOPS
-}
+}  // namespace pq::baseline
 
 #if defined(PQ_X86)
 
@@ -16,7 +16,7 @@ namespace pq::baseline {
 namespace pq::avx2 {
 [[maybe_unused]] constexpr int kRegister = 8;  // floats in a register
 #include PQ_LOOPS
-}
+}  // namespace pq::avx2
 #if defined(__clang__)
 #pragma clang attribute pop
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
@@ -28,7 +28,7 @@ namespace pq::avx2 {
 namespace pq::avx512 {
 [[maybe_unused]] constexpr int kRegister = 16;  // floats in a register
 #include PQ_LOOPS
-}
+}  // namespace pq::avx512
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

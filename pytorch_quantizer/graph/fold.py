@@ -31,8 +31,8 @@ def fold(captured: Captured) -> tuple[fx.GraphModule, dict[str, str]]:
 
     After a layer: w ← γ/√(σ²+ε)·w over output channels, always exact. Before one: over input channels, exact unless the
     layer pads with zeros (a padded zero would have to become the norm's shift). A layer's node remembers the moments of
-    the norm folded into it, as ``meta["normal"]``: corrections that need no images start from them. What no norm is folded
-    into keeps the very tensors of ``captured.graph``.
+    the norm folded into it, as ``meta["normal"]``: corrections that need no images start from them. What no norm is
+    folded into keeps the very tensors of ``captured.graph``.
     """
     graph = copy_sharing(captured.graph)
     kept: dict[str, str] = {}

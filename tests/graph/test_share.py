@@ -1,4 +1,4 @@
-"""Copies that share tensors: nothing is copied that needn't be, and nothing leaks from a quantized model into another."""
+"""Copies that share tensors: nothing is copied that needn't be, and nothing leaks from one model into another."""
 
 import torch
 from torch import fx, nn
