@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_quantizer import InputError, Recipe
-from pytorch_quantizer.ablation import Bits
 from pytorch_quantizer.atomic import require_writable, write_atomically
-from pytorch_quantizer.cells import CellStore, Network
 from pytorch_quantizer.command_line import run
 from pytorch_quantizer.environment import provenance
-from pytorch_quantizer.inference import InferenceConfig, resolved
+from pytorch_quantizer.experiments.ablation import Bits
+from pytorch_quantizer.experiments.cells import CellStore, Network
+from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
 
 RESULTS = Path(__file__).parent / "results" / "methods_cifar10.json"
 NETWORKS = ("resnet20", "resnet32")

@@ -26,7 +26,11 @@ from typing import Any
 
 import jsonargparse
 
-from pytorch_quantizer.ablation import (
+from pytorch_quantizer.atomic import require_writable, write_atomically
+from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
+from pytorch_quantizer.environment import choose_device, provenance
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.experiments.ablation import (
     DEFAULT_BITS,
     PUBLISHED,
     SETTINGS,
@@ -36,12 +40,8 @@ from pytorch_quantizer.ablation import (
     parse_bits,
     parse_settings,
 )
-from pytorch_quantizer.atomic import require_writable, write_atomically
-from pytorch_quantizer.cells import CellStore, Network, settings
-from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
-from pytorch_quantizer.environment import choose_device, provenance
-from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.inference import InferenceConfig, ResolvedConfig, resolved
+from pytorch_quantizer.experiments.cells import CellStore, Network, settings
+from pytorch_quantizer.experiments.inference import InferenceConfig, ResolvedConfig, resolved
 from pytorch_quantizer.models import default_preprocessing
 
 FILES = ("ablation.json", "ablation.md")

@@ -26,9 +26,9 @@ from typing import Any
 import jsonargparse
 
 from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
-from pytorch_quantizer.inference import InferenceConfig, resolved, run_inference
+from pytorch_quantizer.experiments.inference import InferenceConfig, resolved, run_inference
+from pytorch_quantizer.experiments.report import result_table, write_report
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
-from pytorch_quantizer.report import result_table, write_report
 
 DEFAULT_RECIPE = "w8a4_aciq"
 MEANING = {

@@ -28,9 +28,9 @@ from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.evaluation.sensitivity import WHATS, corrections_of, sensitivity
-from pytorch_quantizer.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.sensitivity_report import FILES, answer, ranking, write_sensitivity
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
-from pytorch_quantizer.sensitivity_report import FILES, answer, ranking, write_sensitivity
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytorch_quantizer import cells
-from pytorch_quantizer.ablation import ALL, ALLOCATION, BASELINE, CLIPPING, CORRECTION, ROWS
 from pytorch_quantizer.command_line import run
+from pytorch_quantizer.experiments import cells
+from pytorch_quantizer.experiments.ablation import ALL, ALLOCATION, BASELINE, CLIPPING, CORRECTION, ROWS
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 FEW = ("--limit", "20", "--calibration-samples", "32", "--batch-size", "32", "--device", "cpu")
 ROWS_OF_THE_PAPER = [BASELINE, CLIPPING["laplace"], ALLOCATION, CORRECTION, ALL]
 

@@ -9,7 +9,7 @@ import pytest
 from pytorch_quantizer.command_line import run
 from pytorch_quantizer.training import Augmentation, TrainingConfig
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 
 
 @pytest.fixture(scope="module")

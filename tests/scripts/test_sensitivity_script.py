@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pytorch_quantizer.command_line import run
-from pytorch_quantizer.sensitivity_report import answer, ranking, sensitivity_picture
+from pytorch_quantizer.experiments.sensitivity_report import answer, ranking, sensitivity_picture
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 RATES = {"alone_top1", "all_but_top1"}
 
 

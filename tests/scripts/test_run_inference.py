@@ -16,7 +16,7 @@ from pytorch_quantizer.command_line import run
 from pytorch_quantizer.models import bundled_checkpoint
 from pytorch_quantizer.quantization.recipe import Recipe
 
-SCRIPT = Path(__file__).parents[1] / "scripts" / "run_inference.py"
+SCRIPT = Path(__file__).parents[2] / "scripts" / "run_inference.py"
 
 
 def script():
@@ -195,7 +195,9 @@ class TestMistakes:
 
     def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("in the way")
-        monkeypatch.setattr("pytorch_quantizer.inference.quantize", lambda *_, **__: pytest.fail("work was done"))
+        monkeypatch.setattr(
+            "pytorch_quantizer.experiments.inference.quantize", lambda *_, **__: pytest.fail("work was done")
+        )
         assert str(tmp_path / "file") in failing_line(capsys, "--output", tmp_path / "file")
 
 

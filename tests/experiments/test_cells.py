@@ -6,11 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-import pytorch_quantizer.cells as cells
+import pytorch_quantizer.experiments.cells as cells
 from pytorch_quantizer import Recipe
-from pytorch_quantizer.cells import CellStore, Network, code_digest, settings, weights_digest
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.inference import InferenceConfig, resolved
+from pytorch_quantizer.experiments.cells import CellStore, Network, code_digest, settings, weights_digest
+from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
 
 KEY = {"arch": "net", "recipe": {"weights": "int8"}, "sizes": (1, 2)}
 FEW = resolved(InferenceConfig(limit=20, calibration_samples=32, batch_size=32, device="cpu"))
@@ -62,10 +62,12 @@ def test_the_code_digest_sees_a_changed_source(tmp_path, monkeypatch):
     (tmp_path / "graph").mkdir()
     source = tmp_path / "graph" / "fold.py"
     source.write_text("a = 1")
-    (tmp_path / "report.py").write_text("b = 1")
+    (tmp_path / "experiments").mkdir()
+    report = tmp_path / "experiments" / "report.py"
+    report.write_text("b = 1")
     monkeypatch.setattr(cells, "PACKAGE", tmp_path)
     before = code_digest.__wrapped__()
-    (tmp_path / "report.py").write_text("b = 2")  # computes nothing
+    report.write_text("b = 2")  # computes nothing
     assert code_digest.__wrapped__() == before
     source.write_text("a = 2")
     assert code_digest.__wrapped__() != before

@@ -2,7 +2,8 @@
 
 import pytest
 
-from pytorch_quantizer.ablation import (
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.experiments.ablation import (
     ALL,
     ALLOCATION,
     BASELINE,
@@ -16,7 +17,6 @@ from pytorch_quantizer.ablation import (
     parse_bits,
     parse_settings,
 )
-from pytorch_quantizer.errors import InputError
 
 LAPLACE, MSE = CLIPPING["laplace"], CLIPPING["mse"]
 

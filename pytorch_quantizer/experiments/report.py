@@ -16,7 +16,7 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 
 from pytorch_quantizer.atomic import write_atomically
-from pytorch_quantizer.inference import InferenceResult
+from pytorch_quantizer.experiments.inference import InferenceResult
 
 RATES = {"top-1": "top1", "top-5": "top5", "precision": "precision", "recall": "recall", "F1": "f1"}
 COLOURS = {"weight": "#4477aa", "input": "#aa3377", "activation": "#ee6677", "residual": "#ccbb44"}

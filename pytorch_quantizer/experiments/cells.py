@@ -20,13 +20,16 @@ from pytorch_quantizer.data import ImageDataset, calibration_loader, make_loader
 from pytorch_quantizer.data.dataset import FileDataset
 from pytorch_quantizer.environment import choose_device, versions
 from pytorch_quantizer.evaluation import evaluate
-from pytorch_quantizer.inference import ResolvedConfig, load_images, load_model
+from pytorch_quantizer.experiments.inference import ResolvedConfig, load_images, load_model
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import quantize
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 # What can't change a number: reports, scripts' machinery, training.
-SILENT = ("ablation.py", "atomic.py", "cells.py", "command_line.py", "report.py", "sensitivity_report.py", "training")
+SILENT = (
+    *("atomic.py", "command_line.py", "training"),
+    *("experiments/ablation.py", "experiments/cells.py", "experiments/report.py", "experiments/sensitivity_report.py"),
+)
 PROBES = 16  # image files of a data set that stand for all in its fingerprint
 BATCH = 256
 
@@ -169,7 +172,8 @@ def code_digest() -> str:
     """SHA-256 over those of the package's sources and kernels that can change a number, and its libraries' versions."""
     digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
     for path in sorted(path for pattern in ("*.py", "*.so") for path in PACKAGE.rglob(pattern)):
-        if path.relative_to(PACKAGE).parts[0] not in SILENT:
-            digest.update(str(path.relative_to(PACKAGE)).encode())
+        name = path.relative_to(PACKAGE)
+        if not any(name.is_relative_to(silent) for silent in SILENT):
+            digest.update(str(name).encode())
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
