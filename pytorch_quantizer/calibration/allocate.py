@@ -15,8 +15,9 @@ from torch import Tensor, fx
 from pytorch_quantizer.calibration.calibrate import Statistics, statistics_key
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.site import Site
-from pytorch_quantizer.quantization.bit_allocation import allocate_bits, choose_widths, midtread_levels
+from pytorch_quantizer.quantization.bit_allocation import allocate_bits, midtread_levels
 from pytorch_quantizer.quantization.distributions import DISTRIBUTIONS
+from pytorch_quantizer.quantization.mixed_precision import choose_widths
 from pytorch_quantizer.quantization.qtypes import IntQuantizer
 from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
 from pytorch_quantizer.quantization.recipe import Override, Recipe
