@@ -57,12 +57,13 @@ def channel_scales(statistics: TensorStatistics, prior: str) -> Tensor:
 
 
 def mix_precisions(graph: fx.GraphModule, sites: tuple[Site, ...], statistics: Statistics, recipe: Recipe) -> Recipe:
-    """The recipe with an override for each layer whose bits differ from what it asks for, the total staying the same.
+    """The recipe with an override for each layer whose bits differ from what it asks for, within its budget.
 
-    Weights: Σ n_l·M_l bits stay within Σ n_l·M, n_l values of layer l. Activations: the same with the values of one
-    image. Minimised is the sum over tensors of predicted error over variance, D(M_l)·Σa²/Σσ² with a = b or σ: noise to
-    signal, since tensors of different layers have no scale in common. A tensor that was asked for with 8 bits or more
-    (the first and last layer's, residuals) keeps them and takes no part.
+    Weights: Σ n_l·M_l <= t·Σ n_l, n_l values of layer l, t the recipe's budget, or else Σ n_l·M, what the number types
+    ask for. Activations: the same with the values of one image. Minimised is the sum over tensors of predicted error
+    over variance, D(M_l)·Σa²/Σσ² with a = b or σ: noise to signal, since tensors of different layers have no scale in
+    common. A tensor that was asked for with 8 bits or more (the first and last layer's, residuals) keeps them and takes
+    no part. Raises InputError for a budget that can't be met.
     """
     overrides = list(recipe.overrides)
     if recipe.mixed_precision in ("weights", "both"):
@@ -73,7 +74,7 @@ def mix_precisions(graph: fx.GraphModule, sites: tuple[Site, ...], statistics: S
         own = _own_readers(sites)
         chosen = [site for site in chosen if own[site.name]]
         overrides += _overrides(graph, chosen, statistics, recipe, "activations", own)
-    return recipe.replace(overrides=tuple(overrides), mixed_precision="none")
+    return recipe.replace(overrides=tuple(overrides), mixed_precision="none", mixed_precision_budget=None)
 
 
 def _takes_part(site: Site) -> bool:
@@ -119,8 +120,9 @@ def _overrides(
         )
         sizes.append(_values(graph, site))
         asked.append(quantizer.bits)
+    _check_budget(recipe, errors, sizes, what)
     costs = [[size * width for width in WIDTHS] for size in sizes]
-    budget = sum(size * bits for size, bits in zip(sizes, asked, strict=True))
+    budget = sum(size * (recipe.mixed_precision_budget or bits) for size, bits in zip(sizes, asked, strict=True))
     widths = [WIDTHS[index] for index in choose_widths(torch.tensor(errors), torch.tensor(costs), budget)]
     return [
         Override(reader, **{what: f"int{width}"})
@@ -128,6 +130,17 @@ def _overrides(
         if width != bits
         for reader in named
     ]
+
+
+def _check_budget(recipe: Recipe, errors: list[list[float]], sizes: list[int], what: str) -> None:
+    """Raise InputError where the recipe's budget is below what all tensors take at their least."""
+    least = [next(w for w, error in zip(WIDTHS, row, strict=True) if error < math.inf) for row in errors]
+    needed = sum(size * width for size, width in zip(sizes, least, strict=True)) / sum(sizes)
+    if recipe.mixed_precision_budget is not None and recipe.mixed_precision_budget < needed:
+        raise InputError(
+            f"mixed_precision_budget must be at least {needed:.2f} bits a value for these {what}, of which those that "
+            f"an addition reads too keep their bits; got {recipe.mixed_precision_budget:g}"
+        )
 
 
 def _values(graph: fx.GraphModule, site: Site) -> int:

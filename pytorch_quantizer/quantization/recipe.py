@@ -116,6 +116,9 @@ class Recipe:
     )
     allocation_prior: str = _setting("laplace", "density that bit allocation assumes: laplace or gaussian")
     mixed_precision: str = _setting("none", "bits of each layer under the same total: none, weights, activations, both")
+    mixed_precision_budget: float | None = _setting(
+        None, "mean bits of a value that mixed_precision spends; null: what the number types have"
+    )
     equalize: bool = _setting(False, "cross-layer equalization of weights before anything else")
     weight_correction: str = _setting("none", "weights' moments given back: none, mean, variance or both")
     weight_correction_form: str = _setting("corrected", "corrected, or paper: equation 13 as printed")
@@ -180,8 +183,18 @@ class Recipe:
             raise InputError("activation_allocation needs to know the channels: set statistics offline")
         if self.statistics == "online" and self.mixed_precision in ("activations", "both"):
             raise InputError("mixed_precision of activations needs to know the tensors: set statistics offline")
+        self._check_budget()
         if self.weight_allocation != "none" and self.weight_granularity != "per_channel":
             raise InputError("weight_allocation gives each channel its bits: set weight_granularity per_channel")
+
+    def _check_budget(self) -> None:
+        budget = self.mixed_precision_budget
+        if budget is None:
+            return
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 2 <= budget <= 8:
+            raise InputError(f"mixed_precision_budget must be from 2 to 8 bits a value, or null, got {budget!r}")
+        if self.mixed_precision == "none":
+            raise InputError("mixed_precision_budget needs mixed_precision: weights, activations or both")
 
     def _check_deployable(self) -> None:
         wanted = [self.weights, self.activations, self.residual, self.first, self.last]

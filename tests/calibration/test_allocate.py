@@ -106,6 +106,18 @@ class TestMixedPrecision:
         again = quantize(net(), mixed.recipe, [images()])
         assert torch.equal(again(images()), mixed(images()))
 
+    @pytest.mark.parametrize("budget", [2, 2.5, 3.75, 5.2])
+    def test_a_budget_of_its_own_is_kept_and_spent(self, budget):
+        model = sequence(*(nn.Conv2d(16, 16, 1) for _ in range(7)))
+        recipe = self.RECIPE.replace(mixed_precision_budget=budget)
+        middle = [bits for bits, _ in self.bits(quantize(model, recipe, [images(2, 16, 6, 6)])).values()][1:-1]
+        assert sum(middle) == int(budget * len(middle))  # layers of one size: to the last whole bit
+
+    def test_a_budget_that_cannot_be_met(self):
+        """What an addition reads keeps its 4 bits: 3 bits a value are too few."""
+        with pytest.raises(InputError, match=r"mixed_precision_budget must be at least 4\.00 bits .* activations"):
+            TestShares().mixed({"x": ("a", "add"), "y": ("b", "add")}, {"x": 1.0, "y": 1.0}, {"x": 9, "y": 9}, budget=3)
+
     def test_activations(self):
         mixed = quantize(net(), self.RECIPE.replace(mixed_precision="activations"), [images()])
         sites = {site.name: site.quantizer.bits for site in mixed.sites if site.name in ("body.1", "body.3")}
@@ -127,7 +139,7 @@ def test_online_activations_have_nothing_to_be_allocated_by():
 class TestShares:
     """mix_precisions on tensors whose noise to signal is prescribed: b² over σ²."""
 
-    def mixed(self, readers, shares, sizes):
+    def mixed(self, readers, shares, sizes, budget=None):
         sites, statistics, nodes = [], {}, []
         for name, read_by in readers.items():
             quantizer = IntQuantizer(4, signed=False, symmetric=False)
@@ -137,7 +149,7 @@ class TestShares:
             statistics[name] = replace(measured, abs_dev=spread)
             nodes.append(SimpleNamespace(name=name, meta={"shape": (2, sizes[name])}))
         graph = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
-        recipe = Recipe(activations="int4", mixed_precision="activations")
+        recipe = Recipe(activations="int4", mixed_precision="activations", mixed_precision_budget=budget)
         found = mix_precisions(graph, tuple(sites), statistics, recipe)
         return {override.layers: override.activations for override in found.overrides}
 

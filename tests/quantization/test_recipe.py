@@ -24,6 +24,7 @@ ODD = Recipe(
     activation_allocation="none",
     allocation_prior="gaussian",
     mixed_precision="weights",
+    mixed_precision_budget=3.5,
     equalize=True,
     weight_correction="mean",
     activation_correction="mean",
@@ -53,6 +54,17 @@ ALLOCATED = Recipe(
     weight_correction_form="paper",
     deployable=False,
 )
+
+
+class TestMixedPrecisionBudget:
+    @pytest.mark.parametrize("budget", [1.9, 8.1, float("nan"), True, "3"])
+    def test_out_of_its_rule(self, budget):
+        with pytest.raises(InputError, match="mixed_precision_budget must be from 2 to 8 bits a value, or null, got"):
+            Recipe(mixed_precision="weights", mixed_precision_budget=budget)
+
+    def test_nothing_to_spend_it_on(self):
+        with pytest.raises(InputError, match="mixed_precision_budget needs mixed_precision: weights, activations or"):
+            Recipe(mixed_precision_budget=4)
 
 
 class TestYaml:
