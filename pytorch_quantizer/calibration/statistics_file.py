@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, fx
 
 from pytorch_quantizer.atomic import write_atomically
-from pytorch_quantizer.calibration.calibrate import Statistics, device_of
+from pytorch_quantizer.calibration.calibrate import Statistics, device_of, wanted_statistics
 from pytorch_quantizer.errors import InputError, first_line
+from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.statistics import TensorStatistics
 
 FORMAT, VERSION = "pytorch_quantizer statistics", 1
@@ -57,6 +58,18 @@ def load_statistics(path: str | Path, graph: fx.GraphModule | None = None) -> St
         _check_model(path, content["model"], "this model is", fingerprint(graph))
     device = torch.device("cpu") if graph is None else device_of(graph)
     return {key: record.to(device) for key, record in _records(path, content).items()}
+
+
+def known_statistics(path: str | Path | None, graph: fx.GraphModule, sites: tuple[Site, ...]) -> Statistics | None:
+    """What a statistics file holds, None where there is none yet. Raises InputError where the sites need more."""
+    if path is None or not Path(path).exists():
+        return None
+    known = load_statistics(path, graph)
+    for key, wanted in wanted_statistics(sites).items():
+        if key not in known or (wanted.histogram and known[key].histogram is None):
+            what = "statistics" if key not in known else "a histogram"
+            raise InputError(f"{path} holds no {what} of {key}, which this recipe needs: give another file to collect")
+    return known
 
 
 def merge_statistics(*runs: Mapping[str, TensorStatistics] | str | Path) -> Statistics:

@@ -1,0 +1,90 @@
+"""What a recipe makes calibration measure beside the activations' statistics: inputs of weights, images to keep.
+The measuring itself is calibrate.py's and covariance.py's.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pytorch_quantizer.calibration.calibrate import Observer, device_of, images_of, wanted_statistics
+from pytorch_quantizer.calibration.corrections import list_corrections
+from pytorch_quantizer.calibration.covariance import InputMoments
+from pytorch_quantizer.environment import free_memory
+from pytorch_quantizer.graph.operations import layer_nodes
+from pytorch_quantizer.graph.site import Site
+from pytorch_quantizer.quantization.recipe import Recipe
+
+TENSORS_AT_ONCE = 10  # of the largest size, that correcting holds of each image: both networks' and the trial's own
+
+
+class Measured:
+    """What calibration has to see beside the activations' statistics: inputs of weights, and images for corrections."""
+
+    def __init__(self, graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> None:
+        self.graph, self.recipe, self.images, self.count = graph, recipe, list[Tensor](), 0
+        self.device = device_of(graph)
+        self._inputs = _inputs_by_weight(graph, sites)
+        self._activations = bool(wanted_statistics(sites))
+        self.observers: dict[str, list[Observer]] = {}
+        for node, inputs in self._inputs.values():
+            self.observers.setdefault(node, []).append(inputs)
+
+    @property
+    def purpose(self) -> str:
+        """Why images are needed, for an error's text."""
+        if self._activations:
+            return "quantizes activations"
+        return "chooses weights by their outputs" if self._inputs else "corrects what quantization shifts"
+
+    def needs_images(self, statistics: bool) -> bool:
+        """Whether anything has to be measured on images; statistics: those of activations too."""
+        return (statistics and self._activations) or bool(self._inputs) or self._corrects_by_images
+
+    @property
+    def _corrects_by_images(self) -> bool:
+        return any(correction.needs_images for correction in list_corrections(self.recipe))
+
+    def keep_some(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches; the first images of them are kept for corrections, as many as the recipe says."""
+        wanted = min(self.recipe.correction_images, self._affordable()) if self._corrects_by_images else 0
+        for batch in batches:
+            images = next(images_of([batch], self.device))
+            self.count += len(images)
+            if wanted > 0:
+                self.images.append(images[:wanted])
+                wanted -= len(images)
+            yield images
+
+    def _affordable(self) -> int:
+        """For how many images a correction's tensors fit into half of the free memory; a warning where it is fewer."""
+        shapes = [node.meta.get("shape") or () for node in self.graph.graph.nodes]
+        largest = max(math.prod(shape[1:]) for shape in shapes) * torch.float32.itemsize
+        images = max(1, int(free_memory(self.device) / 2 / (TENSORS_AT_ONCE * largest)))
+        if images < self.recipe.correction_images:
+            warnings.warn(
+                f"correction_images: {self.recipe.correction_images} would take more than half of the free memory; "
+                f"{images} are used at most",
+                stacklevel=2,
+            )
+        return images
+
+    def moments(self) -> dict[str, Tensor]:
+        """By weight, the second moments of its layer's inputs; about their mean where corrections mend the mean."""
+        centred = any(correction.mends_means for correction in list_corrections(self.recipe))
+        return {name: inputs.second_moments(centred=centred) for name, (_, inputs) in self._inputs.items()}
+
+
+def _inputs_by_weight(graph: fx.GraphModule, sites: tuple[Site, ...]) -> dict[str, tuple[str, InputMoments]]:
+    """For each weight whose range its outputs choose: the node that its layer reads, and what sums that up."""
+    wanted = {site.node for site in sites if site.by_outputs and site.quantizer is not None}
+    found = {}
+    for node, layer in layer_nodes(graph):
+        if f"{node.target}.weight" in wanted:
+            found[f"{node.target}.weight"] = (node.all_input_nodes[0].name, InputMoments(layer))
+    return found
