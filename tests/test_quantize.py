@@ -1,7 +1,6 @@
 """quantize(), the main job as a user calls it."""
 
 import copy
-import sys
 
 import pytest
 import torch
@@ -197,8 +196,8 @@ class TestSimulation:
 class TestMemory:
     def test_correcting_takes_no_more_images_than_fit(self, monkeypatch):
         largest = 4 * 3 * 64  # bytes of an image, the largest tensor
-        module = sys.modules["pytorch_quantizer.quantize"]  # the package's attribute of that name is the function
-        monkeypatch.setattr(module, "free_memory", lambda device: 2 * 10 * largest * 5)
+        free = "pytorch_quantizer.calibration.measured.free_memory"
+        monkeypatch.setattr(free, lambda device: 2 * 10 * largest * 5)
         seen = []
         monkeypatch.setattr(
             "pytorch_quantizer.calibration.corrections.Stepper.__init__",
