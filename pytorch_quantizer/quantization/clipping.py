@@ -249,8 +249,7 @@ def choose_range(
     method needs a histogram that the statistics don't hold.
     """
     chosen = _parse(method)
-    if across_batches not in ACROSS_BATCHES:
-        raise InputError(f"across_batches must be one of {', '.join(ACROSS_BATCHES)}, got {across_batches!r}")
+    check_across_batches(across_batches)
     if bool(torch.any(statistics.count == 0)):
         raise InputError("no value was observed; the calibration set or the tensor is empty")
     if not bool(torch.all(torch.isfinite(statistics.min) & torch.isfinite(statistics.max))):
@@ -261,6 +260,13 @@ def choose_range(
     if chosen.name in FROM_HISTOGRAM and statistics.histogram is None:
         raise InputError(f"clip={method!r} needs statistics that hold a histogram; collect them with histogram=True")
     return CLIPPINGS[chosen.name](Question(statistics, grid, domain, lo, hi, chosen.parameter, chosen.exact))
+
+
+def check_across_batches(text: str) -> str:
+    """The text again. Raises InputError unless it is one of ACROSS_BATCHES."""
+    if text not in ACROSS_BATCHES:
+        raise InputError(f"across_batches must be one of {', '.join(ACROSS_BATCHES)}, got {text!r}")
+    return text
 
 
 def _parse(method: str) -> Method:

@@ -15,9 +15,9 @@ from torch import Tensor
 from pytorch_quantizer import ops
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.clipping import (
-    ACROSS_BATCHES,
     ANY_VALUES,
     Domain,
+    check_across_batches,
     check_clipping,
     choose_range,
     needs_histogram,
@@ -68,10 +68,9 @@ class AllocatedQuantizer(Quantizer):
         GridSpec(MAX_BITS, signed=signed, symmetric=symmetric, narrow=narrow)
         if rounding not in ops.ROUNDINGS:
             raise InputError(f"rounding must be one of {', '.join(ops.ROUNDINGS)}, got {rounding!r}")
-        if across_batches not in ACROSS_BATCHES:
-            raise InputError(f"across_batches must be one of {', '.join(ACROSS_BATCHES)}, got {across_batches!r}")
         self.signed, self.narrow, self.symmetric, self.axis = signed, narrow, symmetric, axis
-        self.clip, self.domain, self.across_batches = check_clipping(clip), domain, across_batches
+        self.clip, self.domain = check_clipping(clip), domain
+        self.across_batches = check_across_batches(across_batches)
         self.rounding, self.seed, self.drawn = rounding, seed, 0
         for name in ("scale", "zero_point", "shift"):
             self.register_buffer(name, None)

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.quantization.clipping import ACROSS_BATCHES, ANY_VALUES, Domain, check_clipping, needs_histogram
+from pytorch_quantizer.quantization.clipping import (
+    ANY_VALUES,
+    Domain,
+    check_across_batches,
+    check_clipping,
+    needs_histogram,
+)
 from pytorch_quantizer.quantization.qtypes.quantizer import UNFITTED, Quantizer
 from pytorch_quantizer.quantization.statistics import TensorStatistics
 
@@ -58,10 +64,8 @@ class FormatQuantizer(Quantizer):
         if check_clipping(clip).partition(":")[0] not in self.clippings:
             allowed = " or ".join(self.clippings)
             raise InputError(f"clip of {self.family()} must be {allowed} ({self.why_clippings}), got {clip!r}")
-        if across_batches not in ACROSS_BATCHES:
-            raise InputError(f"across_batches must be one of {', '.join(ACROSS_BATCHES)}, got {across_batches!r}")
         self.bits, self.axis, self.clip, self.domain = bits, axis, clip, domain
-        self.across_batches = across_batches
+        self.across_batches = check_across_batches(across_batches)
         if "scale" not in self.stored:
             self.scale = None
         for name in self.stored:

@@ -10,18 +10,16 @@ from torch import Tensor
 from pytorch_quantizer import ops
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.clipping import (
-    ACROSS_BATCHES,
     ANY_VALUES,
     Domain,
+    check_across_batches,
     check_clipping,
     choose_range,
     needs_histogram,
 )
 from pytorch_quantizer.quantization.qparams import GridSpec, QParams, grid_limits
-from pytorch_quantizer.quantization.qtypes.quantizer import Quantizer
+from pytorch_quantizer.quantization.qtypes.quantizer import UNFITTED, Quantizer
 from pytorch_quantizer.quantization.statistics import TensorStatistics
-
-UNFITTED = "the quantizer has no grid yet; call fit(tensor or statistics) first"
 
 
 class IntQuantizer(Quantizer):
@@ -58,9 +56,7 @@ class IntQuantizer(Quantizer):
             raise InputError(f"rounding must be one of {', '.join(ops.ROUNDINGS)}, got {rounding!r}")
         self.bits, self.signed, self.narrow, self.symmetric = bits, signed, narrow, symmetric
         self.axis, self.clip, self.domain, self.rounding = axis, check_clipping(clip), domain, rounding
-        if across_batches not in ACROSS_BATCHES:
-            raise InputError(f"across_batches must be one of {', '.join(ACROSS_BATCHES)}, got {across_batches!r}")
-        self.across_batches = across_batches
+        self.across_batches = check_across_batches(across_batches)
         self.seed, self.drawn = seed, 0
         self.register_buffer("scale", None)
         self.register_buffer("zero_point", None)
