@@ -117,7 +117,7 @@ class Recipe:
     allocation_prior: str = _setting("laplace", "density that bit allocation assumes: laplace or gaussian")
     mixed_precision: str = _setting("none", "bits of each layer under the same total: none, weights, activations, both")
     mixed_precision_budget: float | None = _setting(
-        None, "mean bits of a value that mixed_precision spends; null: what the number types have"
+        None, "mean bits of a value that mixed_precision spends, unless given what the number types have"
     )
     equalize: bool = _setting(False, "cross-layer equalization of weights before anything else")
     weight_correction: str = _setting("none", "weights' moments given back: none, mean, variance or both")

@@ -1,29 +1,21 @@
 """scripts/ablation.py: the table it promises, resumed after an interruption, and one line for a user's mistake."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
+from script_runs import failing_line, load_script
 
-from pytorch_quantizer.command_line import run
 from pytorch_quantizer.experiments import cells
 from pytorch_quantizer.experiments.ablation import ALL, ALLOCATION, BASELINE, CLIPPING, CORRECTION, ROWS
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 FEW = ("--limit", "20", "--calibration-samples", "32", "--batch-size", "32", "--device", "cpu")
 ROWS_OF_THE_PAPER = [BASELINE, CLIPPING["laplace"], ALLOCATION, CORRECTION, ALL]
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("ablation_script", SCRIPTS / "ablation.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["ablation_script"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return load_script("ablation")
 
 
 def start(script, folder, *arguments):
@@ -112,16 +104,6 @@ class TestInterrupted:
         assert start(script, tmp_path) == unbroken[1]
         assert len(after) == len(ROWS_OF_THE_PAPER) + len(ROWS) - 4
         assert not {*done} & {*after}
-
-
-def failing_line(script, capsys, *arguments) -> str:
-    """Run the script on a mistake: exit code 2 and exactly one line on stderr, which is returned."""
-    with pytest.raises(SystemExit) as stopped:
-        run("ablation.py", lambda: script.main([str(a) for a in arguments]))
-    assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 class TestMistakes:

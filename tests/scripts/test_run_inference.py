@@ -1,9 +1,7 @@
 """scripts/run_inference.py: the main job writes what it promises; a user's mistake is one line and exit code 2."""
 
-import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,39 +9,18 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from script_runs import failing_line, load_script
 
-from pytorch_quantizer.command_line import run
 from pytorch_quantizer.models import bundled_checkpoint
 from pytorch_quantizer.quantization.recipe import Recipe
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "run_inference.py"
-
-
-def script():
-    spec = importlib.util.spec_from_file_location("run_inference", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def script_main():
-    return script().main
-
-
-def failing_line(capsys, *arguments) -> str:
-    """Run the script on a mistake: exit code 2 and exactly one line on stderr, which is returned."""
-    with pytest.raises(SystemExit) as stopped:
-        run("run_inference.py", lambda: script_main()([str(a) for a in arguments]))
-    assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1, lines
-    return lines[0]
+SCRIPT = load_script("run_inference")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
-    script_main()(["--output", str(folder), "--calibration-samples", "256", "--device", "cpu"])
+    SCRIPT.main(["--output", str(folder), "--calibration-samples", "256", "--device", "cpu"])
     return folder
 
 
@@ -98,7 +75,7 @@ class TestTheEmbeddedJob:
 
 
 def recipe_of(*arguments):
-    module = script()
+    module = SCRIPT
     return module.recipe_from(vars(module.parser().parse_args(list(arguments))))
 
 
@@ -132,7 +109,7 @@ class TestRecipeFlags:
 
 
 def test_help_is_for_people():
-    text = script().parser().format_help()
+    text = SCRIPT.parser().format_help()
     assert "type:" not in text
     assert "null" not in text
     assert "images a batch (default: 128)" in text
@@ -170,19 +147,21 @@ class TestMistakes:
         ],
     )
     def test_is_named(self, capsys, arguments, named):
-        assert named in failing_line(capsys, *arguments)
+        assert named in failing_line(SCRIPT, capsys, *arguments)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
     def test_a_cuda_device_that_is_not_there(self, capsys):
-        line = failing_line(capsys, "--device", "cuda")
+        line = failing_line(SCRIPT, capsys, "--device", "cuda")
         assert "cuda" in line
         assert "--device cpu" in line
 
     def test_a_folder_without_images(self, capsys, tmp_path):
-        assert str(tmp_path) in failing_line(capsys, "--dataset", "imagenet", "--data", tmp_path, "--checkpoint", "x")
+        assert str(tmp_path) in failing_line(
+            SCRIPT, capsys, "--dataset", "imagenet", "--data", tmp_path, "--checkpoint", "x"
+        )
 
     def test_a_checkpoint_of_another_architecture_names_keys(self, capsys):
-        line = failing_line(capsys, "--arch", "resnet32", "--checkpoint", bundled_checkpoint("digits_resnet20"))
+        line = failing_line(SCRIPT, capsys, "--arch", "resnet32", "--checkpoint", bundled_checkpoint("digits_resnet20"))
         assert "layer1.3" in line
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -190,7 +169,7 @@ class TestMistakes:
         state = load_file(bundled_checkpoint("digits_resnet20"))
         state["layer2.1.conv1.weight"][0, 0, 0, 0] = value
         save_file(state, tmp_path / "broken.safetensors")
-        line = failing_line(capsys, "--checkpoint", tmp_path / "broken.safetensors")
+        line = failing_line(SCRIPT, capsys, "--checkpoint", tmp_path / "broken.safetensors")
         assert "layer2.1.conv1.weight" in line
 
     def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
@@ -198,7 +177,7 @@ class TestMistakes:
         monkeypatch.setattr(
             "pytorch_quantizer.experiments.inference.quantize", lambda *_, **__: pytest.fail("work was done")
         )
-        assert str(tmp_path / "file") in failing_line(capsys, "--output", tmp_path / "file")
+        assert str(tmp_path / "file") in failing_line(SCRIPT, capsys, "--output", tmp_path / "file")
 
 
 class TestCorruptImages:
@@ -223,18 +202,18 @@ class TestCorruptImages:
         return ["--dataset", "folder", "--arch", "resnet20", *given]
 
     def test_one_stops_the_run_and_is_named(self, capsys, folder):
-        line = failing_line(capsys, *self.flags(folder))
+        line = failing_line(SCRIPT, capsys, *self.flags(folder))
         assert "cut.png" in line
         assert "--skip-corrupt" in line
 
     def test_what_data_holds_is_inferred_and_said(self, capsys, folder):
         (folder / "data" / "class1" / "cut.png").unlink()
-        script_main()([*map(str, self.flags(folder)[2:])])
+        SCRIPT.main([*map(str, self.flags(folder)[2:])])
         assert json.loads((folder / "out" / "result.json").read_text())["dataset"] == "folder"
         assert "--dataset folder" in capsys.readouterr().out
 
     def test_skipping_counts_and_reports_it(self, capsys, folder):
-        script_main()([*map(str, self.flags(folder)), "--skip-corrupt"])
+        SCRIPT.main([*map(str, self.flags(folder)), "--skip-corrupt"])
         result = json.loads((folder / "out" / "result.json").read_text())
         assert result["samples"] == 12
         assert result["skipped_images"] == [str(folder / "data" / "class1" / "cut.png")]

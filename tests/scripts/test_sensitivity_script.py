@@ -1,33 +1,22 @@
 """scripts/sensitivity.py: the diagnosis writes what it promises; a user's mistake is one line and exit code 2."""
 
-import importlib.util
 import json
 import re
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from script_runs import failing_line, load_script
 
-from pytorch_quantizer.command_line import run
 from pytorch_quantizer.experiments.sensitivity_report import answer, ranking, sensitivity_picture
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 RATES = {"alone_top1", "all_but_top1"}
 
 
 @pytest.fixture(scope="module")
 def script():
-    """The script as a module, with its folder on the path as when it is run."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        spec = importlib.util.spec_from_file_location("sensitivity_script", SCRIPTS / "sensitivity.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    return module
+    return load_script("sensitivity")
 
 
 @pytest.fixture(scope="module")
@@ -121,16 +110,6 @@ class TestTheReport:
 
     def test_the_picture_shows_what_has_no_noise(self, table):
         assert re.search(r'"alone_shown",\[3.21,120', sensitivity_picture(table, "t"))
-
-
-def failing_line(script, capsys, *arguments) -> str:
-    """Run the script on a mistake: exit code 2 and exactly one line on stderr, which is returned."""
-    with pytest.raises(SystemExit) as stopped:
-        run("sensitivity.py", lambda: script.main([str(a) for a in arguments]))
-    assert stopped.value.code == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.strip()]
-    assert len(lines) == 1, lines
-    return lines[0]
 
 
 class TestMistakes:

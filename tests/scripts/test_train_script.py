@@ -1,23 +1,17 @@
 """scripts/train.py: flags over config over defaults; a user's mistake is one line on stderr and exit code 2."""
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+from script_runs import SCRIPTS, load_script
 
 from pytorch_quantizer.command_line import run
 from pytorch_quantizer.training import Augmentation, TrainingConfig
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("train_script", SCRIPTS / "train.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("train")
 
 
 def exit_code(script, arguments):
