@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
@@ -12,14 +13,12 @@ from torch import Tensor, nn
 
 from pytorch_quantizer.calibration.allocate import allocate_channels, mix_precisions
 from pytorch_quantizer.calibration.calibrate import (
-    calibrate,
     device_of,
     images_of,
 )
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.fit import fit
-from pytorch_quantizer.calibration.measured import Measured
-from pytorch_quantizer.calibration.statistics_file import known_statistics, save_statistics
+from pytorch_quantizer.calibration.measured import measure
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.equalize import equalize
@@ -57,31 +56,33 @@ def quantize(
     example, batches = _peek(model, calibration)
     captured = capture(model, example, strict=strict)
     graph, kept = fold(captured)
+    notes = []
     if recipe.equalize:
-        graph, _ = equalize(graph)
+        graph, pairs = equalize(graph)
+        notes.append(_note("equalize", "pairs of layers equalized", pairs))
     reasons = {**captured.opaque, **kept}
     sites = place(graph, recipe, reasons)
-    measured = Measured(graph, sites, recipe)
-    known = known_statistics(statistics_file, graph, sites)
-    statistics = known or {}
-    if measured.needs_images(known is None):
-        if calibration is None:
-            raise InputError(f"the recipe {measured.purpose}: give calibration=, an iterable of image batches")
-        asked = sites if known is None else ()
-        seen = calibrate(graph, asked, measured.keep_some(batches), also=measured.observers, progress=progress)
-        statistics = {**statistics, **seen}
-    if statistics_file is not None and known is None:
-        save_statistics(statistics_file, statistics, graph, measured.count)
+    measured = measure(graph, sites, recipe, batches, statistics_file=statistics_file, progress=progress)
     if recipe.mixed_precision != "none":
-        recipe = mix_precisions(graph, sites, statistics, recipe)
+        recipe = mix_precisions(graph, sites, measured.statistics, recipe)
         sites = place(graph, recipe, reasons)
-    sites = allocate_channels(graph, sites, statistics, recipe)
-    if list_corrections(recipe):
+    sites = allocate_channels(graph, sites, measured.statistics, recipe)
+    corrections = list_corrections(recipe)
+    if corrections:
         ensure_biases(layer for _, layer in layer_nodes(graph))
-    quantized = insert(graph, fit(graph, sites, statistics, measured.moments()), recipe)
-    for correction in list_corrections(recipe):
-        correction.carry_out(quantized, graph, measured.images, progress=progress)
+    quantized = insert(graph, fit(graph, sites, measured.statistics, measured.moments()), recipe)
+    for correction in corrections:
+        done = correction.carry_out(quantized, graph, measured.images, progress=progress)
+        notes.append(_note(correction.name, "tensors corrected", [entry.tensor for entry in done if entry.kept]))
+    quantized.meta.update(notes=tuple(notes), calibration_images=measured.count, statistics_read=measured.was_read)
     return quantized
+
+
+def _note(step: str, what: str, names: list[str]) -> str:
+    """A sentence about what a step did; a warning where it did nothing, which nobody who asks for it expects."""
+    if not names:
+        warnings.warn(f"{step} was asked for and changed nothing in this network", stacklevel=3)
+    return f"{step}: {len(names)} {what}" + (f" ({', '.join(names)})" if names else "")
 
 
 def _check_model(model: nn.Module) -> None:
@@ -95,10 +96,10 @@ def _check_model(model: nn.Module) -> None:
             raise InputError(f"{name} is {kind}; grids and int32 biases need float32: call model.float() first")
 
 
-def _peek(model: nn.Module, calibration: Iterable[Any] | None) -> tuple[Tensor | None, Iterator[Any]]:
+def _peek(model: nn.Module, calibration: Iterable[Any] | None) -> tuple[Tensor | None, Iterator[Any] | None]:
     """A few images of the first batch, and all batches, that one included."""
     if calibration is None:
-        return None, iter(())
+        return None, None
     batches = iter([calibration] if isinstance(calibration, Tensor) else calibration)
     first = next(batches, None)
     if first is None:

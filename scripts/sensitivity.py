@@ -41,6 +41,7 @@ class Config(InferenceConfig):
         default=1000,
         metadata={"help": "evaluate this many images, spread evenly over the data set and held in memory; null: all"},
     )
+    statistics_file: Path | None = None  # no flag
     output: Path | None = field(
         default=None,
         metadata={"help": f"folder for {', '.join(FILES)}; default: results/sensitivity_DATASET_ARCH_RECIPE"},
@@ -50,7 +51,7 @@ class Config(InferenceConfig):
 def main(arguments: list[str] | None = None) -> None:
     """Read the flags, diagnose, print the ranking and the answer, write the files."""
     flags = vars(parser().parse_args(arguments))
-    config = resolved(Config(**{entry.name: flags[entry.name] for entry in fields(Config)}))
+    config = resolved(Config(**{entry.name: flags[entry.name] for entry in fields(Config) if entry.name in flags}))
     recipe, what = recipe_from(flags), flags["what"]
     if what not in WHATS:
         raise jsonargparse.ArgumentError(None, f"--what must be one of {', '.join(WHATS)}, got {what!r}")

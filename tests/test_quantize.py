@@ -1,6 +1,8 @@
 """quantize(), the main job as a user calls it."""
 
 import copy
+import json
+import re
 
 import pytest
 import torch
@@ -91,6 +93,83 @@ class TestRecipes:
             errors.append(float((quantize(net(), recipe, [x])(x) - expected).detach().abs().mean()))
         assert errors == sorted(errors, reverse=True)
         assert errors[-1] < errors[0] / 100
+
+
+ONLINE = {"statistics": "online"}
+
+
+class TestStatisticsFile:
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "seen.json"
+        quantize(net(), "w8a8", [images(), images(2, 3, 8, 8, seed=2)], statistics_file=path)
+        return path
+
+    def test_is_written_once_and_stands_for_the_images(self, path):
+        written = path.read_bytes()
+        assert json.loads(written)["images"] == 6
+        expected = quantize(net(), "w8a8", [images(), images(2, 3, 8, 8, seed=2)])(images(seed=3))
+        for calibration in (None, [images(seed=5) * 9]):
+            model = quantize(net(), "w8a8", calibration, statistics_file=path)
+            assert torch.equal(model(images(seed=3)), expected)
+            assert path.read_bytes() == written
+
+    def test_images_for_corrections_change_no_range(self, path):
+        recipe = Recipe.load("w8a8").replace(activation_correction="both")
+        others = [images(seed=5) * 9]
+        plain, corrected = (quantize(net(), r, others, statistics_file=path) for r in ("w8a8", recipe))
+        for site, other in zip(plain.sites, corrected.sites, strict=True):
+            if site.is_activation and site.quantizer is not None:
+                assert torch.equal(site.quantizer.scale, other.quantizer.scale)
+        with pytest.raises(InputError, match=r"the recipe .*: give calibration="):
+            quantize(net(), recipe, statistics_file=path)
+
+    def test_of_other_weights_is_refused(self, path):
+        other = net()
+        other.body[0].weight.data[0, 0, 0, 0] += 1e-4
+        with pytest.raises(InputError, match="statistics of another model or of other weights"):
+            quantize(other, "w8a8", [images()], statistics_file=path)
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"clip": "minmax", "activation_granularity": "per_channel", "deployable": False}, "statistics of x:1"),
+            ({"clip": "mse"}, "a histogram of x"),
+        ],
+    )
+    def test_that_lacks_what_the_recipe_needs_is_refused_also_where_there_are_images(self, path, changes, said):
+        recipe = Recipe.load("w8a8").replace(**changes)
+        expected = f"{path} holds no {said}, which this recipe needs"
+        with pytest.raises(InputError, match=re.escape(expected)):
+            quantize(net(), recipe, [images()], statistics_file=path)
+
+    @pytest.mark.parametrize("changes", [dict.fromkeys(("activations", "first", "last"), "float32"), ONLINE])
+    def test_of_nothing_is_neither_written_nor_asked_for(self, tmp_path, changes):
+        recipe = Recipe(**changes, bias="float32", deployable=False)
+        for _ in range(2):
+            with pytest.raises(InputError, match="calibration observes no activation; leave it out"):
+                quantize(net(), recipe, [images()], statistics_file=tmp_path / "s")
+            assert not (tmp_path / "s").exists()
+
+
+class TestNotes:
+    def test_say_what_was_done_beside_quantizing(self):
+        recipe = Recipe.load("w4a4_statistical").replace(equalize=True)
+        model = quantize(net(), recipe, [images()], progress=False)
+        steps = [note.partition(":")[0] for note in model.notes]
+        assert steps == ["equalize", "activation_correction"]
+        assert all(note in model.summary() for note in model.notes)
+
+    def test_a_step_that_does_nothing_is_warned_of(self):
+        recipe = Recipe(correction_source="analytic", activation_correction="mean", batch_norm_reestimation=True)
+        plain = sequence(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3))
+        with pytest.warns(UserWarning, match="changed nothing") as caught:
+            quantize(plain, recipe, [images()], progress=False)
+        said = "was asked for and changed nothing in this network"
+        assert [str(w.message) for w in caught] == [
+            f"batch_norm_reestimation {said}",
+            f"activation_correction {said}",
+        ]
 
 
 class TestModel:

@@ -155,7 +155,7 @@ def _statistics_of(
     graph: fx.GraphModule, site: Site, quantizer: IntQuantizer, statistics: Statistics
 ) -> TensorStatistics:
     if site.is_activation:
-        return statistics[statistics_key(site.observed, quantizer.axis)]
+        return statistics[statistics_key(site)]
     return TensorStatistics.from_tensor(graph.get_parameter(site.node).detach(), axis=quantizer.axis)
 
 

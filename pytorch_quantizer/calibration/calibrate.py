@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.site import Site
-from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.quantization.clipping import ANY_VALUES
+from pytorch_quantizer.quantization.statistics import Limits, TensorStatistics
 
 Statistics = dict[str, TensorStatistics]
 Observer = Callable[[Tensor], None]
@@ -34,9 +35,14 @@ def images_of(batches: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
         yield images.to(device)
 
 
-def statistics_key(node: str, axis: int | None) -> str:
-    """The name that a node's statistics go by: its own, and the axis where they are per channel: ``relu:1``."""
-    return node if axis is None else f"{node}:{axis}"
+def statistics_key(site: Site) -> str:
+    """The name that what a site's quantizer is fitted to goes by: the observed node's; ``add:relu6:1``.
+
+    Behind it, where a ReLU's input is observed, that ReLU, and the axis where there is one.
+    """
+    axis, domain = getattr(site.quantizer, "axis", None), getattr(site.quantizer, "domain", ANY_VALUES)
+    relu = [f"relu{'' if domain.upper is None else f'{domain.upper:g}'}"] if domain.support == "rectified" else []
+    return ":".join([site.observed, *relu, *([] if axis is None else [str(axis)])])
 
 
 def calibrate(
@@ -52,10 +58,10 @@ def calibrate(
     One record a batch, merged in batch order. also: by node name, what else is to see its values, batch by batch.
     Raises InputError where there is no batch.
     """
-    recorders = {key: _Recorder(axis, histogram) for key, (_, axis, histogram) in wanted_statistics(sites).items()}
+    recorders = {key: _Recorder(wanted) for key, wanted in wanted_statistics(sites).items()}
     observers: dict[str, list[Observer]] = {name: list(given) for name, given in (also or {}).items()}
-    for key, (node, _, _) in wanted_statistics(sites).items():
-        observers.setdefault(node, []).append(recorders[key])
+    for recorder in recorders.values():
+        observers.setdefault(recorder.wanted.node, []).append(recorder)
     runner = _Runner(graph, observers)
     with torch.no_grad():
         for images in tqdm(
@@ -68,11 +74,12 @@ def calibrate(
 
 
 class Wanted(NamedTuple):
-    """What a site's quantizer is fitted to: a node's values, per channel along ``axis`` or not."""
+    """What a site's quantizer is fitted to: a node's values, per channel along ``axis`` or not; see from_tensor."""
 
     node: str
     axis: int | None
     histogram: bool
+    limits: Limits
 
 
 def wanted_statistics(sites: Iterable[Site]) -> dict[str, Wanted]:
@@ -81,22 +88,23 @@ def wanted_statistics(sites: Iterable[Site]) -> dict[str, Wanted]:
     for site in sites:
         if site.quantizer is None or not site.is_activation or not site.quantizer.needs_statistics:
             continue
-        axis = getattr(site.quantizer, "axis", None)
-        key = statistics_key(site.observed, axis)
+        key, axis = statistics_key(site), getattr(site.quantizer, "axis", None)
         histogram = site.quantizer.needs_histogram or (key in wanted and wanted[key].histogram)
-        wanted[key] = Wanted(site.observed, axis, histogram)
+        limits = getattr(site.quantizer, "domain", ANY_VALUES).limits
+        wanted[key] = Wanted(site.observed, axis, histogram, limits)
     return wanted
 
 
 class _Recorder:
     """Merges the statistics of each batch's values as they come."""
 
-    def __init__(self, axis: int | None, histogram: bool) -> None:
-        self.axis, self.histogram = axis, histogram
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted = wanted
         self.merged: TensorStatistics | None = None
 
     def __call__(self, value: Tensor) -> None:
-        record = TensorStatistics.from_tensor(value, axis=self.axis, histogram=self.histogram)
+        _, axis, histogram, limits = self.wanted
+        record = TensorStatistics.from_tensor(value, axis=axis, histogram=histogram, limits=limits)
         self.merged = record if self.merged is None else self.merged.merge(record)
 
 

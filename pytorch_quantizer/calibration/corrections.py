@@ -18,7 +18,7 @@ from pytorch_quantizer.graph.branches import Branches, affected, layers_alone, l
 from pytorch_quantizer.graph.expected import analytic_shift, expected_moments
 from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, label, layer_of
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
-from pytorch_quantizer.graph.rescale import apply_affine, shift_weight, takes_gain
+from pytorch_quantizer.graph.rescale import apply_affine, as_applied, shift_weight, takes_gain
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.bias_correction import Affine, Moments, correct_weight, matched, next_step
 from pytorch_quantizer.quantization.recipe import Recipe
@@ -32,19 +32,22 @@ class Correction:
     """What was done to one tensor. layers: those that carry the gain and the shift, by name.
 
     error_before, error_after: mean squared difference from the float network's tensor on the images of the
-    correction; the same where nothing was gained and so nothing kept.
+    correction; None where it has none. kept: whether the layers carry it. An empirical correction of activations is
+    kept only where the error falls; weights and batch norms get the moments that they are to have, whatever it does.
     """
 
     tensor: str
     layers: tuple[str, ...]
-    error_before: float
-    error_after: float
+    error_before: float | None = None
+    error_after: float | None = None
+    kept: bool = True
 
 
 @dataclass(frozen=True)
 class Step:
-    """One correction that a recipe asks for. mends_means: what is left of an error has no mean afterwards."""
+    """One correction that a recipe asks for. name: its field. mends_means: what error is left then has no mean."""
 
+    name: str
     carry_out: Callable[..., list[Correction]]
     needs_images: bool
     mends_means: bool
@@ -55,13 +58,14 @@ def list_corrections(recipe: Recipe) -> list[Step]:
     steps = []
     if recipe.weight_correction != "none":
         means = recipe.weight_correction in ("mean", "both")
-        steps.append(Step(correct_weights, recipe.deployable, means and not recipe.deployable))
+        steps.append(Step("weight_correction", correct_weights, recipe.deployable, means and not recipe.deployable))
     if recipe.batch_norm_reestimation:
-        steps.append(Step(reestimate_batch_norms, True, True))
+        steps.append(Step("batch_norm_reestimation", reestimate_batch_norms, True, True))
     if recipe.activation_correction != "none":
         means = recipe.activation_correction in ("mean", "both")
         empirical = recipe.correction_source == "empirical"
-        steps.append(Step(correct_activations if empirical else correct_analytically, empirical, means))
+        carry_out = correct_activations if empirical else correct_analytically
+        steps.append(Step("activation_correction", carry_out, empirical, means))
     return steps
 
 
@@ -119,10 +123,11 @@ def correct_analytically(
     """Take the weights' error times the inputs' expected means out of each layer's bias, in place, without images.
 
     The means are what the batch norms tell (graph/expected.py); layers whose inputs none tells of stay as they are.
-    What quantizing activations shifts is not seen. Nothing is measured, so nothing is returned.
+    What quantizing activations shifts is not seen. Nothing is measured, so each is kept.
     """
     moments = {node.name: moments for node, moments in expected_moments(graph).items()}
     originals = {node.name: node for node in graph.graph.nodes}
+    corrections = []
     for branches in layers_alone(model):
         node = branches.tensor
         inputs = moments.get(originals[node.name].all_input_nodes[0].name)
@@ -130,7 +135,8 @@ def correct_analytically(
             layer, path = layer_at(model, node), f"{node.target}.weight"
             shift = analytic_shift(layer, graph.get_parameter(path), layer.weight, inputs)
             apply_affine(layer, Affine(torch.ones_like(shift), shift))
-    return []
+            corrections.append(Correction(label(node), (label(node),)))
+    return corrections
 
 
 @torch.no_grad()
@@ -180,11 +186,11 @@ class _Trial:
         self.identity = Affine.identity(self.output_mean)
 
     def tensor(self, affine: Affine, index: int) -> Tensor:
-        """The tensor for batch ``index``, quantized, if its layers computed gain·y + shift."""
+        """The tensor for batch ``index``, quantized, if its layers computed gain·y + shift, their biases rounded."""
         instead: dict[fx.Node, Tensor] = {}
-        for node, shift in zip(self.branches.layers, self._shares(affine.shift), strict=True):
+        for node, layer, share in zip(self.branches.layers, self.layers, self._shares(affine.shift), strict=True):
             output = self.outputs[node][index]
-            gain, shift = (self._shaped(part, output) for part in (affine.gain, shift))
+            gain, shift = (self._shaped(part, output) for part in as_applied(layer, Affine(affine.gain, share)))
             instead[node] = torch.addcmul(shift, output, gain)
         for node in self.branches.between:
             instead[node] = self.stepper.compute(node, index, instead)
@@ -313,7 +319,8 @@ def _walk(
             choice = choose(trial)
             trial.apply(choice.affine)
             names = tuple(label(layer) for layer in targets[node].layers)
-            corrections.append(Correction(label(node), names, choice.before, choice.after))
+            kept = choice.affine is not trial.identity
+            corrections.append(Correction(label(node), names, choice.before, choice.after, kept))
         simulated.forget(node, needed[node])
     return corrections
 

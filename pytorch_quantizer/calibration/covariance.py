@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.operations import Layer
 
 ROWS = 16384  # windows of a batch that are looked at, at most
@@ -48,7 +49,9 @@ class InputMoments:
         self.products: Tensor | None = None
 
     def __call__(self, x: Tensor) -> None:
-        """Add a batch of what the layer reads."""
+        """Add a batch of what the layer reads; an empty one adds nothing."""
+        if not x.numel():
+            return
         rows = windows(self.layer, x)
         products, sums = torch.bmm(rows.mT, rows).double(), rows.sum(1).double()
         self.products = products if self.products is None else self.products + products
@@ -56,8 +59,8 @@ class InputMoments:
         self.count += rows.shape[1]
 
     def second_moments(self, *, centred: bool) -> Tensor:
-        """[G, K, K]: E[x xᵀ], or the covariance where ``centred``."""
-        assert self.products is not None
-        assert self.sums is not None
+        """[G, K, K]: E[x xᵀ], or the covariance where ``centred``. Raises InputError where nothing was seen."""
+        if self.products is None or self.sums is None:
+            raise InputError("no value was observed; the calibration set or the tensor is empty")
         products, mean = self.products / self.count, self.sums / self.count
         return products - mean.unsqueeze(2) * mean.unsqueeze(1) if centred else products

@@ -42,7 +42,7 @@ def fit(
 
 def _fit_activation(site: Site, quantizer: Quantizer, statistics: Statistics) -> None:
     if quantizer.needs_statistics:
-        key = statistics_key(site.observed, getattr(quantizer, "axis", None))
+        key = statistics_key(site)
         if key not in statistics:
             raise InputError("the statistics hold nothing of it; collect them with this recipe")
         quantizer.fit(statistics[key])

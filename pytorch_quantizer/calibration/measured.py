@@ -1,4 +1,4 @@
-"""What a recipe makes calibration measure beside the activations' statistics: inputs of weights, images to keep.
+"""What a recipe makes calibration measure: statistics of activations or a file of them, inputs of weights, images.
 The measuring itself is calibrate.py's and covariance.py's.
 """
 
@@ -7,15 +7,25 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
-from pytorch_quantizer.calibration.calibrate import Observer, device_of, images_of, wanted_statistics
+from pytorch_quantizer.calibration.calibrate import (
+    Observer,
+    Statistics,
+    calibrate,
+    device_of,
+    images_of,
+    wanted_statistics,
+)
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.covariance import InputMoments
+from pytorch_quantizer.calibration.statistics_file import counted_images, known_statistics, save_statistics
 from pytorch_quantizer.environment import free_memory
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.operations import layer_nodes
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.recipe import Recipe
@@ -23,11 +33,48 @@ from pytorch_quantizer.quantization.recipe import Recipe
 TENSORS_AT_ONCE = 10  # of the largest size, that correcting holds of each image: both networks' and the trial's own
 
 
+def measure(
+    graph: fx.GraphModule,
+    sites: tuple[Site, ...],
+    recipe: Recipe,
+    batches: Iterable[Any] | None,
+    *,
+    statistics_file: str | Path | None = None,
+    progress: bool = True,
+) -> Measured:
+    """Run what batches the recipe needs through the float graph. batches: as for calibrate.images_of; None: none.
+
+    statistics_file: read instead of measuring activations where it is there already, else written.
+    Raises InputError where images are needed and there are none, and as calibrate, load_statistics and
+    save_statistics do.
+    """
+    measured = Measured(graph, sites, recipe)
+    known = known_statistics(statistics_file, graph, sites)
+    if measured.needs_images(known is None):
+        if batches is None:
+            raise InputError(f"the recipe {measured.purpose}: give calibration=, an iterable of image batches")
+        asked = sites if known is None else ()
+        kept = measured.keep_some(batches)
+        measured.statistics = calibrate(graph, asked, kept, also=measured.observers, progress=progress)
+    if statistics_file is not None and known is None:
+        save_statistics(statistics_file, measured.statistics, graph, measured.count)
+    if statistics_file is not None and known is not None:
+        measured.statistics, measured.was_read = known, True
+        measured.count = counted_images(statistics_file)
+    return measured
+
+
 class Measured:
-    """What calibration has to see beside the activations' statistics: inputs of weights, and images for corrections."""
+    """What calibration saw. statistics: of activations, was_read: from a file, count: of how many images, if known.
+
+    images: kept for corrections. ``moments``: of what weights read.
+    """
 
     def __init__(self, graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe) -> None:
-        self.graph, self.recipe, self.images, self.count = graph, recipe, list[Tensor](), 0
+        self.graph, self.recipe, self.images = graph, recipe, list[Tensor]()
+        self.statistics: Statistics = {}
+        self.count: int | None = 0
+        self.was_read = False
         self.device = device_of(graph)
         self._inputs = _inputs_by_weight(graph, sites)
         self._activations = bool(wanted_statistics(sites))
@@ -55,7 +102,7 @@ class Measured:
         wanted = min(self.recipe.correction_images, self._affordable()) if self._corrects_by_images else 0
         for batch in batches:
             images = next(images_of([batch], self.device))
-            self.count += len(images)
+            self.count = (self.count or 0) + len(images)
             if wanted > 0:
                 self.images.append(images[:wanted])
                 wanted -= len(images)

@@ -19,12 +19,14 @@ from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.calibration.calibrate import Statistics, device_of, wanted_statistics
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.graph.site import Site
-from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.quantization.statistics import MOMENTS, TensorStatistics
 
 FORMAT, VERSION = "pytorch_quantizer statistics", 1
 FIELDS = ("format", "version", "library", "model", "images", "tensors")
 COUNTS = ("count", "positive_count", "batches")
 DIGEST_BYTES = 16
+FINITE = "its moments must be finite"
+ROUND_OFF = 1e-9  # of sums of many numbers
 SHOWN = 8  # digits of a fingerprint, for people
 REMEDY = "collect the statistics again"
 
@@ -35,8 +37,11 @@ def save_statistics(
     """Write statistics, whole or not at all: a header, then a line a tensor (TensorStatistics.to_dict).
 
     graph: the folded float network that they were collected on. images: on how many, where that is known. Every float
-    survives exactly. Raises InputError where the file can't be written.
+    survives exactly. Raises InputError where the file can't be written, and for NaN and infinite values.
     """
+    for key, record in statistics.items():
+        if _broken_law(record) == FINITE:
+            raise InputError(f"{key} holds NaN or infinite values; {path} is not written")
     library = version("pytorch-quantizer")
     header = {"format": FORMAT, "version": VERSION, "library": library, "model": fingerprint(graph), "images": images}
     lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in header.items()]
@@ -62,6 +67,8 @@ def load_statistics(path: str | Path, graph: fx.GraphModule | None = None) -> St
 
 def known_statistics(path: str | Path | None, graph: fx.GraphModule, sites: tuple[Site, ...]) -> Statistics | None:
     """What a statistics file holds, None where there is none yet. Raises InputError where the sites need more."""
+    if path is not None and not wanted_statistics(sites):
+        raise InputError(f"statistics_file {path}: with this recipe calibration observes no activation; leave it out")
     if path is None or not Path(path).exists():
         return None
     known = load_statistics(path, graph)
@@ -70,6 +77,12 @@ def known_statistics(path: str | Path | None, graph: fx.GraphModule, sites: tupl
             what = "statistics" if key not in known else "a histogram"
             raise InputError(f"{path} holds no {what} of {key}, which this recipe needs: give another file to collect")
     return known
+
+
+def counted_images(path: str | Path) -> int | None:
+    """On how many images a statistics file was collected, where it says. Raises InputError as load_statistics does."""
+    images: int | None = _read(path)["images"]
+    return images
 
 
 def merge_statistics(*runs: Mapping[str, TensorStatistics] | str | Path) -> Statistics:
@@ -183,7 +196,27 @@ def _record(path: str | Path, key: str, entry: Any) -> TensorStatistics:
         counts = getattr(record, name)
         if not bool(torch.all(torch.isfinite(counts) & (counts == counts.round()))):
             _refuse(path, f"{key}: {name} must be a whole number, got {entry[name]!r}")
+    broken = _broken_law(record)
+    if broken:
+        _refuse(path, f"{key}: {broken}")
     return record
+
+
+def _broken_law(record: TensorStatistics) -> str | None:
+    """The first law that no tensor's statistics break and these do, None where there is none."""
+    seen, histogram = record.count > 0, record.histogram
+    slack = ROUND_OFF * torch.where(seen, torch.maximum(record.min.abs(), record.max.abs()), 0.0)
+    low, high = record.min - slack, record.max + slack
+    numbers = [getattr(record, name) for name in MOMENTS if name not in ("min", "max")]
+    counted = record.count if histogram is None else histogram.counts.sum(-1) + histogram.zeros
+    laws = {
+        FINITE: torch.stack(numbers).isfinite().all(0) & (~seen | (high - low).isfinite()),
+        "count must be that of its histogram": counted == record.count,
+        "positive_count must be at most count": record.positive_count <= record.count,
+        "mean must lie between min and max": ~seen | ((low <= record.mean) & (record.mean <= high)),
+        "abs_dev must be at most the root of the variance": record.abs_dev <= record.variance.sqrt() + slack,
+    }
+    return next((law for law, holds in laws.items() if not bool(holds.all())), None)
 
 
 def _no_constant(name: str) -> NoReturn:

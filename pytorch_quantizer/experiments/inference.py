@@ -4,7 +4,6 @@ scripts/run_inference.py is its command line; each step lives in its own stage's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -96,10 +95,7 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
     batches = calibration_loader(
         calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed
     )
-    seen: list[int] = []
-    quantized = quantize(
-        model, recipe, _counted(batches, seen), statistics_file=config.statistics_file, strict=config.strict
-    )
+    quantized = quantize(model, recipe, batches, statistics_file=config.statistics_file, strict=config.strict)
     evaluation = evaluate(
         quantized, make_loader(test, config.batch_size, limit=config.limit), reference=model, device=device
     )
@@ -111,7 +107,11 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
         "seed": config.seed,
         "deployable": recipe.deployable,
         "recipe": asdict(recipe),
-        "calibration": {"split": source, "samples": sum(seen)},
+        "calibration": {
+            "samples": quantized.calibration_images,
+            "split": None if quantized.statistics_read else source,
+            "statistics_file": str(config.statistics_file) if quantized.statistics_read else None,
+        },
         "skipped_images": list(dict.fromkeys([*test.skipped, *calibration.skipped])),
         **_both(model, quantized, evaluation, images),
         "versions": versions(),
@@ -143,13 +143,6 @@ def load_images(config: ResolvedConfig) -> tuple[ImageDataset, ImageDataset, str
         for split in ("test", source)
     )
     return test, calibration, source
-
-
-def _counted(batches: Iterable[Any], seen: list[int]) -> Iterator[Any]:
-    """The batches, each one's number of images appended to ``seen``: skipped files leave fewer than were drawn."""
-    for batch in batches:
-        seen.append(len(batch[0]))
-        yield batch
 
 
 def load_model(config: ResolvedConfig, images: ImageDataset) -> nn.Module:

@@ -240,8 +240,14 @@ def _follow(graph: fx.GraphModule, seam: _Seam, divisor: Tensor) -> None:
         seam.first.meta["normal"] = Moments(*(moment / divisor for moment in normal))
     dtype = _layer(graph, seam.first).weight.dtype
     for node, places in seam.saturating:
-        ceiling = (relu_ceiling(graph, node) or 0.0) / divisor.repeat_interleave(places)
+        ceiling = _ceiling(graph, node) / divisor.repeat_interleave(places)
         _replace_relu(graph, node, ChannelClippedReLU(ceiling.to(dtype), seam.axis))
+
+
+def _ceiling(graph: fx.GraphModule, node: fx.Node) -> Tensor | float:
+    """Where a saturating ReLU does: in all channels, or [C], in each, after an equalization before this one."""
+    relu = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return relu.ceiling.double() if isinstance(relu, ChannelClippedReLU) else relu_ceiling(graph, node) or 0.0
 
 
 def _replace_relu(graph: fx.GraphModule, node: fx.Node, relu: ChannelClippedReLU) -> None:

@@ -14,6 +14,7 @@ from zlib import crc32
 from torch import fx, nn
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.graph.channel_clipped_relu import ChannelClippedReLU
 from pytorch_quantizer.graph.operations import (
     TRANSPOSED,
     UNFOLDABLE,
@@ -31,6 +32,7 @@ from pytorch_quantizer.graph.operations import (
     label,
     layer_nodes,
     layer_of,
+    operation,
     operation_name,
     relu_ceiling,
     tensor_inputs,
@@ -43,6 +45,7 @@ from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantiz
 from pytorch_quantizer.quantization.recipe import OUTPUT_MSE, Recipe
 
 FLOAT_ASKED = "the recipe asks for float32"
+MOST_INPUTS = 8192  # of an output, whose second moments are kept: 0.5 GiB in float64
 Readings = dict[fx.Node, list[fx.Node]]  # a tensor → the layers and arithmetic that read it
 
 
@@ -144,11 +147,12 @@ def _requested_site(
     if wanted.is_float:
         return _site(node, readers, kind=kind, reason=FLOAT_ASKED)
     domain, observed = _domain(graph, node)
+    whole = recipe.activation_granularity == "per_tensor" or NUMBER_TYPES[wanted.name].blocked
     quantizer = NUMBER_TYPES[wanted.name](
         wanted.bits,
         signed=recipe.activation_symmetric and domain.support == "real",
         symmetric=recipe.activation_symmetric,
-        axis=_channel_axis(graph, node, readers) if recipe.activation_granularity == "per_channel" else None,
+        axis=None if whole else _channel_axis(graph, node, readers),
         clip=clip,
         domain=domain,
         across_batches=recipe.across_batches,
@@ -168,6 +172,8 @@ def _online(node: fx.Node, quantizer: Quantizer) -> OnlineQuantizer:
 
 def _domain(graph: fx.GraphModule, node: fx.Node) -> tuple[Domain, fx.Node]:
     """What is known of a tensor's values, and the node whose statistics describe them."""
+    if operation(graph, node) is ChannelClippedReLU:
+        return Domain("nonnegative"), node  # no one ceiling tells how far its channels reach
     if is_relu(graph, node):
         return Domain("rectified", relu_ceiling(graph, node)), tensor_inputs(node)[0]
     if is_unit(graph, node):
@@ -191,13 +197,25 @@ def _weight_sites(graph: fx.GraphModule, requests: Requests) -> Iterable[Site]:
     for name, nodes in calls.items():
         layer = graph.get_submodule(name)
         wanted, clip, _ = requests.for_weight(nodes)
-        by_outputs = clip == OUTPUT_MSE and isinstance(layer, UNFOLDABLE)
+        obstacle = _output_obstacle(layer) if clip == OUTPUT_MSE else None
+        by_outputs = clip == OUTPUT_MSE and obstacle is None
+        remark = None if obstacle is None or wanted.is_float else f"range by mse, not {OUTPUT_MSE}: {obstacle}"
         clip = "mse" if clip == OUTPUT_MSE else clip
         quantizer = None if wanted.is_float else _weight_quantizer(requests.recipe, name, layer, wanted, clip)
         reason = FLOAT_ASKED if wanted.is_float else None
         consumers = tuple(label(call) for call in nodes)
         path = f"{name}.weight"
-        yield Site(path, "weight", consumers, quantizer, reason=reason, node=path, by_outputs=by_outputs)
+        yield Site(path, "weight", consumers, quantizer, reason=reason, node=path, by_outputs=by_outputs, remark=remark)
+
+
+def _output_obstacle(layer: nn.Module) -> str | None:
+    """Why a weight's range can't be chosen by the error of its layer's outputs, None where it can."""
+    if not isinstance(layer, UNFOLDABLE):
+        return f"the inputs of {type(layer).__name__} have no matrix form here"
+    inputs = int(layer.weight[0].numel())
+    if inputs > MOST_INPUTS:
+        return f"{inputs:,} inputs an output would take {inputs**2 * 8 / 2**30:.1f} GiB of second moments"
+    return None
 
 
 def _weight_quantizer(recipe: Recipe, name: str, layer: nn.Module, wanted: NumberType, clip: str) -> Quantizer:

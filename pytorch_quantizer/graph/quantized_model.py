@@ -42,6 +42,21 @@ class QuantizedModel(fx.GraphModule):
         """What was asked for."""
         return self.meta["recipe"]
 
+    @property
+    def calibration_images(self) -> int | None:
+        """How many images its ranges come from, None where a statistics file doesn't tell."""
+        return self.meta.get("calibration_images")
+
+    @property
+    def statistics_read(self) -> bool:
+        """Whether its ranges come from a statistics file that was there before."""
+        return bool(self.meta.get("statistics_read"))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was done beside putting tensors on grids, a sentence each: equalization, corrections."""
+        return self.meta.get("notes", ())
+
     def table(self) -> pd.DataFrame:
         """A row a site: name, kind, type, bits, low, high, granularity, carrier, read_by, reason.
 
@@ -50,13 +65,14 @@ class QuantizedModel(fx.GraphModule):
         return pd.DataFrame([_row(site) for site in self.sites])
 
     def summary(self) -> str:
-        """For people: every quantized tensor with its type and range, then all that stays in float, with the reason."""
+        """For people: quantized tensors with types and ranges, what stays in float and why, and what else was done."""
         table = self.table()
         left, carried = table[table["type"] == "float32"], table[table["type"] == "carried"]
         quantized = table.drop(index=left.index).drop(index=carried.index)
         shown = quantized.assign(
             range=[f"[{low:.4g}, {high:.4g}]" for low, high in zip(quantized.low, quantized.high, strict=True)]
         )
+        remarks = [*self.notes, *(f"{site.name}: {site.remark}" for site in self.sites if site.remark)]
         deployable = "deployable" if self.recipe.deployable else "not deployable"
         return "\n".join(
             [
@@ -66,6 +82,7 @@ class QuantizedModel(fx.GraphModule):
                 _text(carried[["name", "carrier"]]),
                 f"\n{len(left)} tensors left in float",
                 _text(left[["name", "kind", "reason"]]),
+                *(["\nNotes", *remarks] if remarks else []),
             ]
         )
 

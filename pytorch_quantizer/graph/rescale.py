@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pytorch_quantizer.graph.operations import TRANSPOSED, Layer
 from pytorch_quantizer.quantization.bias_correction import Affine
-from pytorch_quantizer.quantization.qtypes import Quantizer
+from pytorch_quantizer.quantization.qtypes import BiasQuantizer, Quantizer
 
 
 def ensure_biases(layers: Iterable[Layer]) -> None:
@@ -44,18 +44,24 @@ def apply_affine(layer: Layer, affine: Affine) -> None:
     affine: [C] of the layer's outputs. The bias is put on the grid of the new sums. A gain other than 1 needs
     ``takes_gain``.
     """
-    gain, shift = (part.to(layer.weight.device) for part in affine)
-    assert layer.bias is not None
-    bias = layer.bias.double() * gain.double() + shift.double()
+    gain = affine.gain.to(layer.weight.device)
+    bias = _bias_under(layer, affine)
     weight_quantizer = getattr(layer, "weight_quantizer", None)
     if not bool(torch.all(gain == 1)):
         _multiply_weight(layer, weight_quantizer, gain)
     bias_quantizer = getattr(layer, "bias_quantizer", None)
     if bias_quantizer is not None and weight_quantizer is not None:
         bias_quantizer.rescale(scale_of_outputs(layer, weight_quantizer))
-        layer.bias.copy_(bias_quantizer.dequantize(bias_quantizer.quantize(bias)))
-    else:
-        layer.bias.copy_(bias)
+    assert layer.bias is not None
+    layer.bias.copy_(bias)
+
+
+@torch.no_grad()
+def as_applied(layer: Layer, affine: Affine) -> Affine:
+    """What a layer computes after ``apply_affine``, float64: the shift is the one that its rounded bias leaves."""
+    assert layer.bias is not None
+    gain = affine.gain.to(layer.weight.device).double()
+    return Affine(gain, _bias_under(layer, affine) - gain * layer.bias.double())
 
 
 @torch.no_grad()
@@ -68,6 +74,20 @@ def shift_weight(layer: Layer, affine: Affine) -> None:
     shape = [-1 if dim == axis else 1 for dim in range(layer.weight.dim())]
     gain, shift = (part.to(layer.weight.device).double().reshape(shape) for part in affine)
     layer.weight.copy_(layer.weight.double() * gain + shift)
+
+
+def _bias_under(layer: Layer, affine: Affine) -> Tensor:
+    """float64 [C]: the bias that ``apply_affine`` gives a layer, on the grid of its new sums where it has one."""
+    gain, shift = (part.to(layer.weight.device).double() for part in affine)
+    assert layer.bias is not None
+    bias = layer.bias.double() * gain + shift
+    weight_quantizer, bias_quantizer = (getattr(layer, f"{name}_quantizer", None) for name in ("weight", "bias"))
+    if bias_quantizer is None or weight_quantizer is None:
+        return bias
+    scale = scale_of_outputs(layer, weight_quantizer)
+    grid = BiasQuantizer(bias_quantizer.input_scale, (scale.double() * gain).to(scale.dtype))
+    rounded: Tensor = grid(bias)
+    return rounded
 
 
 def _multiply_weight(layer: Layer, quantizer: Quantizer | None, gain: Tensor) -> None:

@@ -18,7 +18,8 @@ class Site:
     carrier: the tensor on whose grid an unquantized one lives: the ReLU or the concatenation it is fused into; an
     integer kernel never stores it by itself. reason: why it stays in float. node: the graph node that produces it, or a
     parameter's path. observed: the node whose values choose the range (the input of a ReLU, else the node itself).
-    by_outputs: a weight whose range is chosen by the error of its layer's outputs.
+    by_outputs: a weight whose range is chosen by the error of its layer's outputs. remark: what was asked for it and
+    done otherwise, and why.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Site:
     node: str = ""
     observed: str = ""
     by_outputs: bool = False
+    remark: str | None = None
 
     @property
     def is_activation(self) -> bool:

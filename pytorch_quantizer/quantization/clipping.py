@@ -41,8 +41,16 @@ class Domain:
     support: Support = "real"
     upper: float | None = None
 
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """What the statistics' values are cut to before they are the tensor's own: (0, 6) for a ReLU6's output."""
+        return (0.0, self.upper) if self.support == "rectified" else (None, None)
+
     def observed(self, statistics: TensorStatistics, across_batches: str = "max") -> Range:
-        """The [min, max] of the tensor itself, each [] or [C]; "mean": each batch's, averaged."""
+        """The [min, max] of the tensor itself, each [] or [C]; "mean": each batch's, averaged.
+
+        That average is the tensor's own where the statistics were collected under this domain's ``limits``.
+        """
         lo, hi = statistics.min, statistics.max
         if across_batches == "mean":
             lo, hi = statistics.min_mean, statistics.max_mean

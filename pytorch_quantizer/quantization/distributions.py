@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cache
+from typing import ClassVar
 
 import torch
 from scipy.optimize import brentq, minimize_scalar
@@ -24,8 +26,46 @@ def rounding_noise(alpha: float, bits: int) -> float:
     return alpha**2 / (3 * 4**bits)
 
 
+class Distribution(ABC):
+    """A symmetric density about zero, at scale 1: b for Laplace, σ for Gaussian."""
+
+    name: ClassVar[str]
+    variance: ClassVar[float]
+
+    @abstractmethod
+    def mse(self, alpha: float, bits: int) -> float:
+        """Expected squared error of values clipped at α and rounded on 2^M levels, by the textbook."""
+
+    @abstractmethod
+    def optimal_alpha(self, bits: int) -> float:
+        """α that minimises ``mse``. Raises InputError for bits below 1."""
+
+    @abstractmethod
+    def excess(self, t: Tensor) -> Tensor:
+        """E(X − t)⁺, any shape, float64."""
+
+    @abstractmethod
+    def excess_sum(self, first: Tensor, step: Tensor, count: Tensor) -> Tensor:
+        """Σ of ``excess`` at count points from ``first``, a step > 0 apart; all three one shape, float64."""
+
+    @abstractmethod
+    def excess_square(self, t: Tensor) -> Tensor:
+        """E[((X − t)⁺)²], any shape, float64."""
+
+    def minimum_mse(self, bits: int) -> float:
+        """The error at ``optimal_alpha``; for 0 bits the variance. Raises InputError for bits below 0."""
+        return self.mse(0.0, 0) if bits == 0 else self.mse(self.optimal_alpha(bits), bits)
+
+    def optimal_step(self, levels: int) -> tuple[float, float]:
+        """(step, distortion) of the best symmetric uniform quantizer of so many levels (Max 1960).
+
+        An even number of levels has a boundary at zero (mid-rise), an odd one a level. Raises InputError below 2.
+        """
+        return _optimal_step(self, levels)
+
+
 @dataclass(frozen=True)
-class Laplace:
+class Laplace(Distribution):
     """Density e^(−|x|/b) / 2b; its scale is b = E|x − μ|."""
 
     name = "laplace"
@@ -59,20 +99,9 @@ class Laplace:
         tail = torch.exp(-t.abs())
         return torch.where(t >= 0, tail, t.square() + 2 - tail)
 
-    def minimum_mse(self, bits: int) -> float:
-        """The error at ``optimal_alpha``, unit scale; for 0 bits the variance. Raises InputError for bits below 0."""
-        return _minimum_mse(self, bits)
-
-    def optimal_step(self, levels: int) -> tuple[float, float]:
-        """(step, distortion), unit scale, of the best symmetric uniform quantizer of so many levels (Max 1960).
-
-        An even number of levels has a boundary at zero (mid-rise), an odd one a level. Raises InputError below 2.
-        """
-        return _optimal_step(self, levels)
-
 
 @dataclass(frozen=True)
-class Gaussian:
+class Gaussian(Distribution):
     """Normal density; its scale is σ, the standard deviation."""
 
     name = "gaussian"
@@ -124,23 +153,8 @@ class Gaussian:
         """E[((X − t)⁺)²] at σ = 1, any shape, float64: (1 + t²)·Q(t) − t·φ(t)."""
         return ((1 + t.square()) * torch.special.ndtr(-t) - t * _phi(t)).clamp(min=0)
 
-    def minimum_mse(self, bits: int) -> float:
-        """The error at ``optimal_alpha``, unit scale; for 0 bits the variance. Raises InputError for bits below 0."""
-        return _minimum_mse(self, bits)
 
-    def optimal_step(self, levels: int) -> tuple[float, float]:
-        """(step, distortion), unit scale, of the best symmetric uniform quantizer of so many levels (Max 1960).
-
-        An even number of levels has a boundary at zero (mid-rise), an odd one a level. Raises InputError below 2.
-        """
-        return _optimal_step(self, levels)
-
-
-DISTRIBUTIONS: dict[str, Laplace | Gaussian] = {"laplace": Laplace(), "gaussian": Gaussian()}
-
-
-def _minimum_mse(distribution: Laplace | Gaussian, bits: int) -> float:
-    return distribution.mse(0.0, 0) if bits == 0 else distribution.mse(distribution.optimal_alpha(bits), bits)
+DISTRIBUTIONS: dict[str, Distribution] = {"laplace": Laplace(), "gaussian": Gaussian()}
 
 
 def _checked(bits: int) -> int:
@@ -170,7 +184,7 @@ def _phi(t: Tensor) -> Tensor:
 
 
 @cache
-def _optimal_step(distribution: Laplace | Gaussian, levels: int) -> tuple[float, float]:
+def _optimal_step(distribution: Distribution, levels: int) -> tuple[float, float]:
     if levels < 2:
         raise InputError(f"levels must be 2 or more, got {levels}")
     widest = 20.0 * math.sqrt(distribution.variance) / levels  # nothing is gained by levels beyond ten deviations
@@ -185,7 +199,7 @@ def _optimal_step(distribution: Laplace | Gaussian, levels: int) -> tuple[float,
     return float(found.x), float(found.fun)
 
 
-def _uniform_distortion(distribution: Laplace | Gaussian, levels: int, step: float) -> float:
+def _uniform_distortion(distribution: Distribution, levels: int, step: float) -> float:
     """E(x − q)² for levels a step apart about zero: var + s²/4·[even] − 2s·Σ over boundaries t of E(|x| − t)⁺.
 
     A boundary t > 0 lowers (x − y)² by 2s(x − t) for every x beyond it; so does its mirror image. An even number's

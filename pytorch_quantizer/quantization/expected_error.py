@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from pytorch_quantizer.quantization.distributions import Gaussian, Laplace
+from pytorch_quantizer.quantization.distributions import Distribution
 from pytorch_quantizer.quantization.histogram import Histogram
 from pytorch_quantizer.quantization.qparams import QParams
 
@@ -49,7 +49,7 @@ class Values(Protocol):
 class DensityValues:
     """A density of location and scale [C] each; rectified: of max(x, 0), in whose error negative x have no part."""
 
-    distribution: Laplace | Gaussian
+    distribution: Distribution
     location: Tensor
     scale: Tensor
     rectified: bool = False
@@ -74,7 +74,7 @@ class DensityValues:
 
 
 def expected_mse(
-    distribution: Laplace | Gaussian,
+    distribution: Distribution,
     qparams: QParams,
     location: Tensor | float = 0.0,
     scale: Tensor | float = 1.0,

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pytorch_quantizer.quantization.distributions import Gaussian, Laplace
+from pytorch_quantizer.quantization.distributions import Distribution
 from pytorch_quantizer.quantization.expected_error import DensityValues, Grids, Values
 from pytorch_quantizer.quantization.qparams import GridSpec
 
@@ -68,7 +68,7 @@ def search_alpha(values: Values, grid: GridSpec, range_of: Callable[[Tensor], Ra
     return low[:, 0], high[:, 0]
 
 
-def exact_alpha(distribution: Laplace | Gaussian, grid: GridSpec, *, rectified: bool = False) -> float:
+def exact_alpha(distribution: Distribution, grid: GridSpec, *, rectified: bool = False) -> float:
     """α at unit scale whose grid over [−α, α] errs least on the density; rectified: over [0, α], on max(x, 0).
 
     The textbook's for more than EXACT_BITS bits. Raises InputError where the grid can't hold the range.

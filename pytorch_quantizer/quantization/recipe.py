@@ -183,9 +183,22 @@ class Recipe:
             raise InputError("activation_allocation needs to know the channels: set statistics offline")
         if self.statistics == "online" and self.mixed_precision in ("activations", "both"):
             raise InputError("mixed_precision of activations needs to know the tensors: set statistics offline")
+        self._check_integers()
         self._check_budget()
         if self.weight_allocation != "none" and self.weight_granularity != "per_channel":
             raise InputError("weight_allocation gives each channel its bits: set weight_granularity per_channel")
+
+    def _check_integers(self) -> None:
+        """Bits can be divided among uniform grids alone."""
+        asked = (
+            ("weight_allocation", "weights", self.weight_allocation != "none"),
+            ("activation_allocation", "activations", self.activation_allocation != "none"),
+            ("mixed_precision", "weights", self.mixed_precision in ("weights", "both")),
+            ("mixed_precision", "activations", self.mixed_precision in ("activations", "both")),
+        )
+        for name, what, is_asked in asked:
+            if is_asked and NumberType.parse(getattr(self, what)).name != "int":
+                raise InputError(f"{name} divides bits among int types, and {what} are {getattr(self, what)}")
 
     def _check_budget(self) -> None:
         budget = self.mixed_precision_budget

@@ -17,6 +17,9 @@ from pytorch_quantizer import ops
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.histogram import Histogram
 
+Limits = tuple[float | None, float | None]
+UNLIMITED: Limits = (None, None)
+
 
 @dataclass(frozen=True)
 class TensorStatistics:
@@ -25,8 +28,8 @@ class TensorStatistics:
     count: values seen. min, max: +inf and −inf where none was. mean: E x. abs_dev: E|x − μ| about the mean of each
     batch, merged by count (ACIQ's way). variance: E (x − μ)². positive_count: values above zero, and over them
     positive_mean = E[x | x > 0], positive_mean_square = E[x² | x > 0]. batches: how many that weren't empty were
-    merged; min_mean, max_mean: the mean over them of each one's min and max, 0 where there was none. histogram: of the
-    values, where it was asked for.
+    merged; min_mean, max_mean: the mean over them of each one's min and max, cut to the limits that they were collected
+    under, 0 where there was none. histogram: of the values, where it was asked for.
     """
 
     count: Tensor
@@ -44,12 +47,19 @@ class TensorStatistics:
     histogram: Histogram | None = None
 
     @classmethod
-    def from_tensor(cls, x: Tensor, *, axis: int | None = None, histogram: bool = False) -> TensorStatistics:
-        """Measure x of any shape, per tensor or per channel along ``axis``, in two reads; a histogram takes a third."""
+    def from_tensor(
+        cls, x: Tensor, *, axis: int | None = None, histogram: bool = False, limits: Limits = UNLIMITED
+    ) -> TensorStatistics:
+        """Measure x of any shape, per tensor or per channel along ``axis``, in two reads; a histogram takes a third.
+
+        limits: what min_mean and max_mean are cut to, where x is read by a ReLU whose output they are to tell of.
+        """
         moments = dict(zip(ops.STATISTICS, ops.tensor_statistics(x, axis=axis).unbind(0), strict=True))
         seen, low, high = moments["count"] > 0, moments["min"], moments["max"]
         moments["batches"] = seen.to(torch.float64)
-        moments["min_mean"], moments["max_mean"] = (torch.where(seen, end, 0.0) for end in (low, high))
+        moments["min_mean"], moments["max_mean"] = (
+            torch.where(seen, end if limits == UNLIMITED else end.clamp(*limits), 0.0) for end in (low, high)
+        )
         largest = torch.where(seen, torch.maximum(low.abs(), high.abs()), 0.0)
         counted = Histogram.from_tensor(x, axis=axis, largest=largest) if histogram else None
         return cls(**moments, histogram=counted)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pytorch_quantizer import InputError, Recipe, TensorStatistics, capture, fold
-from pytorch_quantizer.calibration.calibrate import calibrate, device_of, images_of
+from pytorch_quantizer.calibration.calibrate import calibrate, device_of, images_of, statistics_key
 from pytorch_quantizer.calibration.fit import fit
 from pytorch_quantizer.graph.place import place
 
@@ -45,7 +45,7 @@ class TestCalibrate:
         graph, sites = placed
         batches = [images(seed=seed) * seed for seed in (1, 2, 3)]
         statistics = calibrate(graph, sites, batches)
-        assert set(statistics) == {site.observed for site in sites if site.is_activation and site.quantizer}
+        assert set(statistics) == {statistics_key(site) for site in sites if site.is_activation and site.quantizer}
         expected = TensorStatistics.merged(map(TensorStatistics.from_tensor, batches))
         assert vars(statistics["x"]) == vars(expected)
 
@@ -54,7 +54,24 @@ class TestCalibrate:
         statistics = calibrate(graph, sites, [images()])
         relu = next(site for site in sites if site.name == "body.2")
         before = graph.get_submodule("body.0")(images())
-        assert statistics[relu.observed].min == before.min() < 0
+        assert statistics[statistics_key(relu)].min == before.min() < 0
+
+    def test_a_tensor_read_by_a_relu_and_by_others_has_two_records(self):
+        class Net(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.first, self.second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+            def forward(self, x):
+                y = self.first(x)
+                return self.second(nn.functional.relu6(y)) + self.second(y)
+
+        graph = fold(capture(Net(), images()))[0]
+        statistics = calibrate(graph, place(graph, Recipe(across_batches="mean"), {}), [images(), images(seed=1) * 90])
+        assert {"first", "first:relu6"} < set(statistics)
+        assert statistics["first"].max == statistics["first:relu6"].max > 6
+        assert statistics["first:relu6"].min_mean == 0 > statistics["first"].min_mean
+        assert 0 < statistics["first:relu6"].max_mean < 6 < statistics["first"].max_mean
 
     def test_repeats_to_the_bit(self, placed):
         batches = [images(size, 3, 8, 8, seed=size) for size in (5, 1, 8)]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from pytorch_quantizer import InputError
 from pytorch_quantizer.calibration.covariance import ROWS, InputMoments, windows
 
 LAYERS = {
@@ -47,6 +48,22 @@ def test_moments_are_of_all_batches():
     rows = torch.cat([windows(layer, batch) for batch in batches], 1)[0].double()
     assert torch.allclose(moments.second_moments(centred=False)[0], rows.mT @ rows / len(rows), rtol=1e-5, atol=1e-4)
     assert torch.allclose(moments.second_moments(centred=True)[0], rows.mT.cov(correction=0), rtol=1e-5, atol=1e-4)
+
+
+def test_an_empty_batch_adds_nothing():
+    layer, x = nn.Conv2d(3, 4, 3), drawn((2, 3, 5, 5))
+    seen, alone = InputMoments(layer), InputMoments(layer)
+    for batch in (x[:0], x, x[:0]):
+        seen(batch)
+    alone(x)
+    assert torch.equal(seen.second_moments(centred=True), alone.second_moments(centred=True))
+
+
+def test_nothing_seen_is_an_error():
+    moments = InputMoments(nn.Linear(3, 4))
+    moments(torch.zeros(0, 3))
+    with pytest.raises(InputError, match="no value was observed"):
+        moments.second_moments(centred=False)
 
 
 def test_of_large_batches_some_whole_images_are_looked_at():

@@ -86,7 +86,6 @@ class TestRoundTrip:
 
     def test_hard_values(self, tmp_path, graph):
         hard = {
-            "infinite": TensorStatistics.from_tensor(torch.tensor([1.0, float("inf")])),
             "empty": TensorStatistics.from_tensor(torch.empty(0)),
             "channels": TensorStatistics.from_tensor(torch.randn(3, 50) / 3, axis=0, histogram=True),
             "tiny": TensorStatistics.from_tensor(torch.full((3,), 1e-45)),
@@ -94,6 +93,12 @@ class TestRoundTrip:
         }
         save_statistics(tmp_path / "s", hard, graph)
         assert_equal(load_statistics(tmp_path / "s"), hard)
+
+    @pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan")])
+    def test_what_no_range_can_be_chosen_of_is_not_written(self, tmp_path, graph, value):
+        with pytest.raises(InputError, match=r"relu holds NaN or infinite values; .* is not written"):
+            save_statistics(tmp_path / "s", {"relu": TensorStatistics.from_tensor(torch.tensor([1.0, value]))}, graph)
+        assert not (tmp_path / "s").exists()
 
     def test_anyone_can_read_it(self, path, graph, statistics):
         content = json.loads(path.read_text(), parse_constant=pytest.fail)
@@ -203,6 +208,10 @@ class TestMerge:
             merge_statistics()
 
 
+def swap(entry, first, second):
+    entry[first], entry[second] = entry[second], entry[first]
+
+
 CORRUPTED = {
     "format": (lambda c: c.update(format="other"), "it has no format: 'pytorch_quantizer statistics'"),
     "no format": (lambda c: c.pop("format"), "it has no format"),
@@ -223,11 +232,34 @@ CORRUPTED = {
     "half a batch": (lambda c: c["tensors"]["x"].update(batches=1.5), "x: batches must be a whole number, got 1.5"),
     "negative count": (lambda c: c["tensors"]["x"].update(count=-1), "x: count must not be negative"),
     "channels": (lambda c: c["tensors"]["x"].update(mean=[1.0, 2.0]), "x: mean must have the shape of count"),
+    "ends the wrong way round": (
+        lambda c: swap(c["tensors"]["x"], "min", "max"),
+        "x: mean must lie between min and max",
+    ),
+    "mean": (lambda c: c["tensors"]["x"].update(mean=1e6), "x: mean must lie between min and max"),
+    "infinite deviation": (lambda c: c["tensors"]["x"].update(abs_dev="inf"), "x: its moments must be finite"),
+    "NaN": (lambda c: c["tensors"]["x"].update(variance="nan"), "x: its moments must be finite"),
+    "deviation": (
+        lambda c: c["tensors"]["x"].update(abs_dev=1e6),
+        "x: abs_dev must be at most the root of the variance",
+    ),
+    "more positive than there are": (
+        lambda c: c["tensors"]["x"].update(positive_count=10 * c["tensors"]["x"]["count"]),
+        "x: positive_count must be at most count",
+    ),
     "histogram": (lambda c: c["tensors"]["x"].update(histogram={"bins": 3}), "x: histogram must hold"),
 }
 
 
 class TestCorrupt:
+    def test_more_values_than_its_histogram_counts(self, tmp_path, graph):
+        save_statistics(tmp_path / "s", {"x": TensorStatistics.from_tensor(torch.randn(9), histogram=True)}, graph)
+        content = json.loads((tmp_path / "s").read_text())
+        content["tensors"]["x"]["count"] = 63
+        (tmp_path / "s").write_text(json.dumps(content))
+        with pytest.raises(InputError, match=r"s is no sound .* x: count must be that of its histogram"):
+            load_statistics(tmp_path / "s")
+
     @pytest.mark.parametrize(("corrupt", "said"), CORRUPTED.values(), ids=CORRUPTED)
     def test_names_the_path_and_the_field(self, path, graph, corrupt, said):
         content = json.loads(path.read_text())

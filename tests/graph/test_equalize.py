@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from networks import images, network, sequence
 from torch import nn
 
-from pytorch_quantizer import IntQuantizer, capture, fold
+from pytorch_quantizer import IntQuantizer, Recipe, capture, fold, quantize
 from pytorch_quantizer.graph.channel_clipped_relu import ChannelClippedReLU
 from pytorch_quantizer.graph.equalize import TOLERANCE, equalize
 from pytorch_quantizer.graph.operations import is_nonnegative, is_relu, keeps_values, label, layer_nodes, relu_ceiling
@@ -280,6 +280,31 @@ class TestSaturation:
         assert is_nonnegative(equalized, relu)
         assert not keeps_values(equalized, relu)
         assert (label(relu), relu.meta["shape"]) == ("body.1", (4, 4, 6, 6))
+
+    def test_a_second_time_changes_nothing(self):
+        """Depthwise, so that one pass leaves ceilings of each channel for the next to follow."""
+        net = uneven(mobile(), 3)
+        graph = fold(capture(net, images()))[0]
+        once, _ = equalize(graph)
+        for weight in (once.get_submodule(name) for name, m in list(once.named_modules()) if hasattr(m, "groups")):
+            with torch.no_grad():
+                weight.weight.mul_(torch.rand(len(weight.weight)).add(0.1).view(-1, 1, 1, 1))
+        twice, pairs = equalize(once)
+        assert pairs
+        x = 3 * images()
+        assert torch.allclose(twice(x), once(x), rtol=1e-4, atol=1e-4 * float(once(x).abs().max()))
+
+    def test_the_range_is_that_of_the_tensor_itself(self):
+        net = uneven(sequence(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.Conv2d(4, 5, 3)))
+        x = 5 * images()
+        model = quantize(net, Recipe(equalize=True), x, progress=False)
+        graph, _ = equalize(fold(capture(net, x))[0])
+        relu = graph.get_submodule("body.0")(x)
+        [ceiling] = [m.ceiling for m in graph.modules() if hasattr(m, "ceiling")]
+        largest = torch.minimum(relu.clamp(min=0), ceiling.view(-1, 1, 1)).max()
+        [site] = [site for site in model.sites if site.name == "body.1"]
+        assert float(site.quantizer.range()[1]) == pytest.approx(float(largest), rel=1e-5)
+        assert largest < 0.9 * ceiling.max()
 
     def test_a_shared_relu6_gets_ceilings_for_each_use(self):
         net = network(

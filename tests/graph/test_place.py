@@ -45,6 +45,23 @@ def site(model, name):
     return found
 
 
+class TestByOutputs:
+    RECIPE = Recipe(weights="int4", weight_clip="output_mse")
+
+    def test_what_has_no_matrix_form_is_listed(self):
+        net = sequence(nn.ConvTranspose2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3))
+        model = quantize(net, self.RECIPE, images(), progress=False)
+        found = {s.name: (s.by_outputs, s.remark) for s in model.sites if s.kind == "weight"}
+        remark = "range by mse, not output_mse: the inputs of ConvTranspose2d have no matrix form here"
+        assert found == {"body.0.weight": (False, remark), "body.2.weight": (True, None)}
+        assert f"body.0.weight: {remark}" in model.summary()
+
+    def test_what_would_take_gigabytes_is_listed(self):
+        net = sequence(nn.Flatten(), nn.Linear(9000, 2))
+        model = quantize(net, self.RECIPE, images(1, 10, 30, 30), progress=False)
+        assert "9,000 inputs an output would take 0.6 GiB of second moments" in site(model, "body.1.weight").remark
+
+
 def chain(middle, recipe=W4A4, channels=4):
     """A convolution, something, a convolution, and a linear layer at the end."""
     net = network(

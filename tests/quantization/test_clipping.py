@@ -453,6 +453,17 @@ class TestAcrossBatches:
         lo, hi = choose_range(both, method="minmax", grid=affine(4), across_batches="mean", domain=RECTIFIED)
         assert (lo, hi) == (0, 4)
 
+    @pytest.mark.parametrize(("upper", "expected"), [(None, (0.25, 26.5)), (6, (0.25, 3.0))])
+    def test_of_a_relus_output_they_are_means_of_its_own_extremes(self, upper, expected):
+        """Four batches of a ReLU's input; two never reach it, one saturates a ReLU6."""
+        domain = Domain("rectified", upper)
+        x = [torch.tensor(ends) for ends in ([-5.0, -1.0], [-9.0, -2.0], [-3.0, 6.0], [1.0, 100.0])]
+        records = [TensorStatistics.from_tensor(batch, limits=domain.limits, histogram=True) for batch in x]
+        both = TensorStatistics.merged(records)
+        lo, hi = choose_range(both, method="minmax", grid=affine(4), across_batches="mean", domain=domain)
+        assert (lo, hi) == expected
+        assert choose_range(both, method="minmax", grid=affine(4), domain=domain) == (0, upper or 100)
+
     @pytest.mark.parametrize("method", CLIPPINGS)
     @pytest.mark.parametrize("domain", [REAL, RECTIFIED])
     def test_every_method_stays_inside_the_means(self, method, domain):

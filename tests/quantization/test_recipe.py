@@ -56,6 +56,28 @@ ALLOCATED = Recipe(
 )
 
 
+class TestDivisionOfBits:
+    @pytest.mark.parametrize(
+        ("fields", "said"),
+        [
+            ({"weights": "kmeans4", "weight_allocation": "bits"}, "weight_allocation .* and weights are kmeans4"),
+            ({"weights": "apot4", "mixed_precision": "weights"}, "mixed_precision .* and weights are apot4"),
+            ({"weights": "apot4", "mixed_precision": "both"}, "mixed_precision .* and weights are apot4"),
+            ({"activations": "pot4", "mixed_precision": "both"}, "mixed_precision .* and activations are pot4"),
+            (
+                {"activations": "mxfp4", "activation_granularity": "per_channel", "activation_allocation": "bins"},
+                "activation_allocation .* and activations are mxfp4",
+            ),
+        ],
+    )
+    def test_is_among_uniform_grids(self, fields, said):
+        with pytest.raises(InputError, match=said):
+            Recipe(**fields, deployable=False)
+
+    def test_leaves_the_others_alone(self):
+        Recipe(weights="kmeans4", activations="int4", mixed_precision="activations", deployable=False)
+
+
 class TestMixedPrecisionBudget:
     @pytest.mark.parametrize("budget", [1.9, 8.1, float("nan"), True, "3"])
     def test_out_of_its_rule(self, budget):

@@ -108,6 +108,21 @@ class TestRecipeFlags:
         assert recipe_of(*given, "--residual", "null").residual is None
 
 
+def test_a_statistics_file_read_again_tells_of_its_own_images(tmp_path, capsys):
+    few = ["--limit", "10", "--batch-size", "32", "--device", "cpu", "--statistics-file", str(tmp_path / "s.json")]
+    found = []
+    for samples in ("64", "32"):
+        SCRIPT.main([*few, "--calibration-samples", samples, "--output", str(tmp_path / samples)])
+        found.append(json.loads((tmp_path / samples / "result.json").read_text())["calibration"])
+    assert found[0] == {"samples": 64, "split": "train", "statistics_file": None}
+    assert found[1] == {"samples": 64, "split": None, "statistics_file": str(tmp_path / "s.json")}
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ranges from")]
+    assert said == [
+        "ranges from 64 images of the train split, seed 0",
+        f"ranges from 64 images in {tmp_path / 's.json'}",
+    ]
+
+
 def test_help_is_for_people():
     text = SCRIPT.parser().format_help()
     assert "type:" not in text

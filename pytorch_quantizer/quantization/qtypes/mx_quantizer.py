@@ -58,6 +58,7 @@ class MXQuantizer(FormatQuantizer):
     ``range()`` is what the widest scale reaches; the gradient goes straight through everywhere.
     """
 
+    blocked = True
     clippings = ("minmax",)
     why_clippings = "each block has the scale that its largest value asks for"
     element: ClassVar[FloatFormat | FixedFormat]

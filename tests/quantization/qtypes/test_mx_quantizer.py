@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from pytorch_quantizer import Recipe, quantize
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES
 from pytorch_quantizer.quantization.qtypes.mx_quantizer import MXQuantizer
 
@@ -143,3 +145,13 @@ class TestBlocks:
         assert MX["mxfp4"]().code_bytes(image) == 2 * 40 * 15 // 2 + 2 * 15 * 2
         assert MX["mxfp6_e2m3"]().code_bytes((3, 32)) == 3 * 24 + 3
         assert MX["mxint8"](axis=0).storage() == {}
+
+
+def test_an_image_does_not_depend_on_its_batch():
+    """Also where the recipe asks for a grid a channel: a block lies within one image."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.ReLU(), nn.Conv2d(5, 5, 3), nn.ReLU(), nn.Conv2d(5, 2, 3))
+    x = torch.randn(4, 3, 8, 8) * torch.tensor([0.1, 1, 30, 4]).view(-1, 1, 1, 1)
+    recipe = Recipe(activations="mxfp4", activation_granularity="per_channel", deployable=False)
+    model = quantize(net, recipe, x, progress=False)
+    assert torch.allclose(model(x)[1:2], model(x[1:2]), atol=1e-5)
