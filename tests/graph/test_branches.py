@@ -82,6 +82,38 @@ class TestAdditions:
         net = network(forward, a=conv(3), b=conv(), c=conv(4, 1), d=conv())
         assert found(net) == {"relu": ["a"], "d": ["d"]}
 
+    def test_what_is_left_out_is_not_walked_through(self):
+        def forward(net, x):
+            y = (net.b(x) + net.c(x)).relu()
+            return net.e((net.d(y) + y).relu())
+
+        net = network(forward, b=conv(3), c=conv(3, 1), d=conv(), e=conv())
+        assert found(net) == {"relu_1": ["d"], "e": ["e"]}
+
+    def test_layers_whose_channels_lie_elsewhere_have_no_common_tensor(self):
+        def forward(net, x):
+            y = net.a(x).relu()
+            return net.d((net.b(y) + net.c(y)).relu())
+
+        net = network(forward, a=conv(3, 8), b=conv(8, 8), c=nn.Linear(8, 8), d=conv(8, 8))
+        assert found(net) == {"relu": ["a"], "d": ["d"]}
+
+    @pytest.mark.parametrize("wide_residual", [False, True])
+    def test_the_precision_of_residuals_changes_nothing(self, wide_residual):
+        def forward(net, x):
+            y = net.a(x).relu()
+            z = net.d((net.c(net.b(y).relu()) + y).relu())
+            return net.e((z + net.f(z.relu())).relu())
+
+        net = network(forward, a=conv(3), b=conv(), c=conv(), d=conv(), e=conv(), f=conv())
+        recipe = Recipe(activations="int4", residual="int8", wide_residual=wide_residual)
+        expected = {"relu": ["a"], "relu_1": ["b"], "relu_2": ["c"], "relu_3": ["d"], "relu_4": ["f"], "e": ["e"]}
+        assert found(net, recipe=recipe) == expected
+        model = simulated(net, recipe=recipe)
+        narrow = {site.name: site.quantizer for site in model.sites}
+        assert any(site.is_wide for site in model.sites) == wide_residual
+        assert all(branches.quantizer is narrow[label(branches.tensor)] for branches in list_branches(model))
+
     @pytest.mark.parametrize("subtract", [lambda y, z: y - z, torch.sub, lambda y, z: torch.add(y, z, alpha=-1)])
     def test_differences_are_no_sums(self, subtract):
         def forward(net, x):

@@ -6,7 +6,14 @@ from networks import images, sequence
 from torch import nn
 
 from pytorch_quantizer import Recipe, quantize
-from pytorch_quantizer.graph.rescale import apply_affine, ensure_biases, scale_of_outputs, shift_weight, takes_gain
+from pytorch_quantizer.graph.rescale import (
+    apply_affine,
+    as_applied,
+    ensure_biases,
+    scale_of_outputs,
+    shift_weight,
+    takes_gain,
+)
 from pytorch_quantizer.quantization.bias_correction import Affine
 
 LAYERS = {
@@ -43,6 +50,7 @@ def over_channels(values, y):
 class TestAffine:
     def test_computes_gain_times_y_plus_shift_on_integer_grids(self, kind):
         layer, x = quantized_layer(LAYERS[kind]())
+        assert takes_gain(layer)
         with torch.no_grad():
             before = layer(x)
             codes = layer.weight_quantizer.quantize(layer.weight)
@@ -64,6 +72,15 @@ class TestAffine:
         codes = layer.bias.double() / quantizer.scale.double()
         assert torch.allclose(codes, codes.round(), rtol=0, atol=1e-2)
         assert quantizer.quantize(layer.bias).dtype == torch.int32
+
+    def test_what_it_will_compute_is_told_before(self, kind):
+        layer, x = quantized_layer(LAYERS[kind]())
+        with torch.no_grad():
+            before = layer(x)
+            gain, shift = as_applied(layer, affine(before.shape[1]))
+            apply_affine(layer, affine(before.shape[1]))
+            wanted = over_channels(gain, before) * before + over_channels(shift, before)
+            torch.testing.assert_close(layer(x), wanted, rtol=1e-5, atol=1e-5)
 
 
 class TestGainless:
@@ -97,6 +114,13 @@ class TestGainless:
             error = (layer(x) - before - over_channels(affine(6).shift, before)).abs().amax((0, 2, 3))
         assert bool((error <= layer.bias_quantizer.scale / 2 + 1e-4).all())
 
+    def test_each_output_of_a_grouped_transposed_convolution_has_its_own_channels_scale(self):
+        layer, x = quantized_layer(nn.ConvTranspose2d(8, 6, 3, groups=2))
+        scale = scale_of_outputs(layer, layer.weight_quantizer) * layer.bias_quantizer.input_scale
+        with torch.no_grad():
+            sums = (layer(x) - over_channels(layer.bias, x)) / over_channels(scale, x)
+        torch.testing.assert_close(sums, sums.round(), rtol=0, atol=1e-2)
+
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose1d(4, 6, 3), nn.Linear(4, 6)])
 def test_a_float_layer_takes_both(layer):
@@ -114,6 +138,10 @@ def test_biases_are_made_where_there_are_none():
     ensure_biases([*bare, had])
     assert all(layer.bias.tolist() == [0.0] * 6 for layer in bare)
     assert had.bias is kept
+    frozen = nn.Linear(4, 6, False).requires_grad_(False)
+    ensure_biases([frozen])
+    assert not frozen.bias.requires_grad
+    assert bare[0].bias.requires_grad
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 12, 3, groups=2)])
