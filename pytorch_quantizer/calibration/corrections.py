@@ -76,20 +76,18 @@ def correct_weights(
     """Give each quantized weight its channels' moments back, in place (bias_correction.correct_weight).
 
     The gain goes into the scale. A deployable model can't shift its weights: the bias takes the shift's mean effect,
-    δ_c·ΣE[x], the inputs' means measured on the simulated model, layer after layer. Another takes the weights as they
-    come out, off their grid.
+    δ_c·ΣE[x], the inputs' means measured on the simulated model, layer after layer; of a layer that is called more than
+    once, whose calls read different means, the gain is all. Another takes the weights as they come out, off their grid.
     """
-    recipe = model.recipe
+    weights = [site for site in model.sites if site.kind == "weight" and site.quantizer is not None]
     wanted = {
-        site.node: _correct_weight(layer_called(model, site), graph.get_parameter(site.node), recipe)
-        for site in model.sites
-        if site.kind == "weight" and site.quantizer is not None
+        site.node: _correct_weight(layer_called(model, site), graph.get_parameter(site.node), model.recipe)
+        for site in weights
     }
-    if not recipe.deployable:
-        for site in model.sites:
-            if site.node in wanted:
-                shift_weight(layer_called(model, site), wanted[site.node])
-        return []
+    if not model.recipe.deployable:
+        for site in weights:
+            shift_weight(layer_called(model, site), wanted[site.node])
+        return [Correction(site.name, site.consumers) for site in weights]
     targets = {b.tensor: b for b in layers_alone(model) if f"{b.tensor.target}.weight" in wanted}
 
     def into_bias(trial: _Trial) -> _Choice:
@@ -99,7 +97,19 @@ def correct_weights(
         bias = 0 if layer.bias is None else layer.bias.double()
         return trial.judge(Affine(gain, shift * sums + bias * (1 - gain)))  # the gain is the weight's alone
 
-    return _walk(model, graph, batches, targets, into_bias, progress)
+    corrections = _walk(model, graph, batches, targets, into_bias, progress)
+    walked = {f"{tensor.target}.weight" for tensor in targets}
+    return corrections + [_give_gain(model, site, wanted[site.node]) for site in weights if site.node not in walked]
+
+
+def _give_gain(model: QuantizedModel, site: Site, affine: Affine) -> Correction:
+    """Put a weight's gain alone into its scale."""
+    layer, gain = layer_called(model, site), affine.gain
+    kept = takes_gain(layer) and not bool(torch.all(gain == 1))
+    if kept:
+        bias = 0.0 if layer.bias is None else layer.bias.double()
+        apply_affine(layer, Affine(gain, bias * (1 - gain)))
+    return Correction(site.name, site.consumers, kept=kept)
 
 
 @torch.no_grad()

@@ -68,12 +68,20 @@ def as_applied(layer: Layer, affine: Affine) -> Affine:
 def shift_weight(layer: Layer, affine: Affine) -> None:
     """Make a layer's weight gain·w + shift per output channel, in place, off its grid: only to simulate.
 
-    affine: [C] of the weight's channels along the quantizer's axis; a grid per tensor takes them too.
+    affine: [C] of the weight's channels along the quantizer's axis; a grid per tensor takes them too. The gain goes into
+    the scale where each channel has one. What is off the grid a file must hold beside the codes: the layer's buffers
+    weight_shift, and weight_gain where no scale took it, float32 [C].
     """
-    axis = 1 if isinstance(layer, TRANSPOSED) else 0
-    shape = [-1 if dim == axis else 1 for dim in range(layer.weight.dim())]
-    gain, shift = (part.to(layer.weight.device).double().reshape(shape) for part in affine)
-    layer.weight.copy_(layer.weight.double() * gain + shift)
+    gain, shift = (part.to(layer.weight.device).double() for part in affine)
+    if isinstance(getattr(layer, "weight_quantizer", None), Quantizer) and takes_gain(layer):
+        bias = 0.0 if layer.bias is None else layer.bias.double()
+        apply_affine(layer, Affine(gain, bias * (1 - gain)))  # the gain is the weight's alone
+    else:
+        layer.weight.copy_(layer.weight.double() * _along_weight(layer, gain))
+        layer.register_buffer("weight_gain", gain.to(layer.weight.dtype))
+    offset = shift.to(layer.weight.dtype)
+    layer.register_buffer("weight_shift", offset)
+    layer.weight.add_(_along_weight(layer, offset))
 
 
 def _bias_under(layer: Layer, affine: Affine) -> Tensor:
@@ -91,10 +99,19 @@ def _bias_under(layer: Layer, affine: Affine) -> Tensor:
 
 
 def _multiply_weight(layer: Layer, quantizer: Quantizer | None, gain: Tensor) -> None:
+    """gain·w: the codes stay and the scale changes; so does what is off the grid (shift_weight)."""
     if quantizer is None:
-        axis = 1 if isinstance(layer, TRANSPOSED) else 0
-        shape = [-1 if dim == axis else 1 for dim in range(layer.weight.dim())]
-        layer.weight.copy_(layer.weight.double() * gain.double().reshape(shape))
+        layer.weight.copy_(layer.weight.double() * _along_weight(layer, gain.double()))
         return
-    codes = quantizer.quantize(layer.weight)
+    shift = getattr(layer, "weight_shift", None)
+    codes = quantizer.quantize(layer.weight if shift is None else layer.weight - _along_weight(layer, shift))
     layer.weight.copy_(quantizer.multiply(gain).dequantize(codes))
+    if shift is not None:
+        shift.mul_(gain)
+        layer.weight.add_(_along_weight(layer, shift))
+
+
+def _along_weight(layer: Layer, values: Tensor) -> Tensor:
+    """[C] shaped to meet the layer's weight along its quantizer's axis."""
+    axis = int(isinstance(layer, TRANSPOSED))
+    return values.reshape([-1 if dim == axis else 1 for dim in range(layer.weight.dim())])

@@ -15,6 +15,7 @@ from pytorch_quantizer.calibration.corrections import (
     list_corrections,
     reestimate_batch_norms,
 )
+from pytorch_quantizer.evaluation.size import size_bytes
 from pytorch_quantizer.graph.branches import layers_alone, list_branches
 from pytorch_quantizer.graph.operations import label, layer_nodes
 from pytorch_quantizer.graph.rescale import ensure_biases, takes_gain
@@ -291,7 +292,7 @@ class TestWeights:
     def test_simulated_weights_have_their_moments_back_without_images(self, parts):
         model, graph = pair(residual(), SIMULATED.replace(weight_correction=parts))
         quantized = copy.deepcopy(model)
-        assert correct_weights(model, graph, []) == []
+        assert all(c.kept and c.error_before is None for c in correct_weights(model, graph, []))
         for (node, layer), (_, original) in zip(layer_nodes(model), layer_nodes(graph), strict=True):
             start = quantized.get_submodule(str(node.target)).weight
             got, wanted, was = (
@@ -300,6 +301,51 @@ class TestWeights:
             of_mean, of_spread = was if parts == "variance" else wanted, was if parts == "mean" else wanted
             torch.testing.assert_close(got.mean(1), of_mean.mean(1), rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(got.std(1), of_spread.std(1), rtol=1e-5, atol=1e-6)
+
+    def test_simulated_weights_are_codes_scales_and_what_is_off_the_grid(self):
+        """What a file would hold rebuilds them, and its size counts it."""
+        model, graph = pair(residual(), SIMULATED.replace(weight_correction="both"))
+        codes = {node: layer.weight_quantizer.quantize(layer.weight) for node, layer in layer_nodes(model)}
+        bytes_before = size_bytes(model)
+        correct_weights(model, graph, [])
+        for node, layer in layer_nodes(model):
+            along = (-1, *[1] * (layer.weight.dim() - 1))
+            rebuilt = layer.weight_quantizer.dequantize(codes[node]) + layer.weight_shift.view(along)
+            torch.testing.assert_close(layer.weight.detach(), rebuilt, rtol=1e-6, atol=1e-7)
+        assert size_bytes(model) == bytes_before + sum(4 * len(layer.weight) for _, layer in layer_nodes(model))
+
+    @pytest.mark.parametrize("recipe", [BAD, SIMULATED])
+    @pytest.mark.parametrize("net", [chain, residual])
+    def test_activations_corrected_after_them_are_judged_on_what_runs(self, net, recipe):
+        model, graph = pair(net(), recipe.replace(weight_correction="both", activation_correction="both"))
+        correct_weights(model, graph, BATCHES)
+        shifts = [layer.weight_shift.clone() for _, layer in layer_nodes(model) if hasattr(layer, "weight_shift")]
+        assert bool(shifts) != recipe.deployable
+        found = correct_activations(model, graph, BATCHES)
+        assert any(correction.kept for correction in found)
+        measured = errors(model, graph)
+        for correction in found[-2:]:  # those before are moved by the ones that follow
+            assert measured[correction.tensor][0] == pytest.approx(correction.error_after, rel=1e-3)
+
+    def test_simulated_weights_keep_their_means_through_the_gain_of_activations(self):
+        model, graph = pair(chain(), SIMULATED.replace(weight_correction="both", activation_correction="both"))
+        correct_weights(model, graph, [])
+        before = {node: layer.weight.detach().clone().flatten(1) for node, layer in layer_nodes(model)}
+        correct_activations(model, graph, BATCHES)
+        for node, layer in layer_nodes(model):
+            got = layer.weight.detach().flatten(1)
+            gain = got.std(1) / before[node].std(1)
+            torch.testing.assert_close(got, gain[:, None] * before[node], rtol=1e-4, atol=1e-5)
+
+    def test_deployable_a_layer_called_twice_gets_its_gain(self):
+        net = network(lambda net, x: net.b(net.a(net.a(x).relu()).relu()), a=conv(3, 3), b=conv(3))
+        model, graph = pair(net, BAD.replace(weight_correction="both"))
+        found = {correction.tensor: correction for correction in correct_weights(model, graph, BATCHES)}
+        assert found["a.weight"].kept
+        for name in ("a.weight", "b.weight"):
+            got, wanted = (m.get_parameter(name).detach().flatten(1) for m in (model, graph))
+            torch.testing.assert_close(got.std(1), wanted.std(1), rtol=1e-4, atol=1e-6)
+        assert torch.equal(model.a.weight_quantizer(model.a.weight), model.a.weight)
 
     def test_also_those_of_layers_called_twice_and_without_a_calibration_set(self):
         def net():
