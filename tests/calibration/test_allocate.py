@@ -9,9 +9,9 @@ import torch
 from networks import images, sequence
 from torch import nn
 
-from pytorch_quantizer import InputError, IntQuantizer, Recipe, Site, TensorStatistics, quantize
+from pytorch_quantizer import InputError, IntQuantizer, Override, Recipe, Site, TensorStatistics, quantize
 from pytorch_quantizer.calibration.allocate import mix_precisions
-from pytorch_quantizer.quantization.distributions import Laplace
+from pytorch_quantizer.quantization.distributions import DISTRIBUTIONS, Laplace
 from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
 
 PAPER = Recipe(
@@ -78,6 +78,47 @@ def test_a_constant_tensor_is_named_or_runs():
     assert torch.isfinite(model(torch.zeros(2, 3, 8, 8))).all()
 
 
+@pytest.mark.parametrize(("which", "other"), [("weight", "activation"), ("activation", "weight")])
+def test_each_kind_of_tensor_has_a_quota_of_its_own(which, other):
+    found = by_name(quantize(net(), PAPER.replace(**{f"{other}_allocation": "none"}), [images()]))
+    allocated = {isinstance(found[name].quantizer, AllocatedQuantizer): name for name in ("body.2.weight", "body.1")}
+    assert allocated == {which == "weight": "body.2.weight", which == "activation": "body.1"}
+
+
+@pytest.mark.parametrize("quota", ["bits", "midtread"])
+def test_everything_but_the_bits_stays_as_it_was_asked_for(quota):
+    recipe = PAPER.replace(weight_clip="laplace", clip="mse", rounding="stochastic")
+    plain = recipe.replace(weight_allocation="none", activation_allocation="none")
+    recipe = recipe.replace(weight_allocation=quota, activation_allocation=quota)
+    found, expected = (by_name(quantize(net(), r, [images()])) for r in (recipe, plain))
+    for name in ("body.2.weight", "body.1"):
+        got, wanted = found[name].quantizer, expected[name].quantizer
+        assert isinstance(got, AllocatedQuantizer)
+        for setting in ("axis", "clip", "domain", "across_batches", "rounding", "signed"):
+            assert getattr(got, setting) == getattr(wanted, setting), setting
+
+
+def test_no_channel_of_few_bits_gets_more_than_eight():
+    model = net()
+    with torch.no_grad():
+        model.body[2].weight[5] *= 1e6
+    bits = by_name(quantize(model, PAPER, [images()]))["body.2.weight"].quantizer.channel_bits
+    assert bits.max() == bits[5] == 8
+
+
+def test_levels_are_odd_only_where_values_have_two_signs():
+    recipe = PAPER.replace(activation_allocation="midtread", weight_allocation="midtread")
+    levels = by_name(quantize(net(), recipe, [images()]))["body.3"].quantizer.levels
+    assert (levels % 2 == 0).any()
+
+
+def test_what_allows_no_allocation_is_named():
+    poisoned = images()
+    poisoned[0, 0, 0, 0] = float("nan")
+    with pytest.raises(InputError, match=r"^(x|body\.1): "):
+        quantize(net(), PAPER.replace(first="int4"), [poisoned])
+
+
 class TestMixedPrecision:
     RECIPE = Recipe(weights="int4", activations="int4", mixed_precision="weights")
 
@@ -98,6 +139,49 @@ class TestMixedPrecision:
         assert bits["body.1.weight"][0] > 4 > bits["body.2.weight"][0]
         assert bits["body.1.weight"][0] + bits["body.2.weight"][0] <= 8
         assert bits["body.0.weight"][0] == bits["body.3.weight"][0] == 8
+
+    @pytest.mark.parametrize("prior", ["laplace", "gaussian"])
+    def test_weights_of_different_sizes_are_divided_as_of_all_choices_the_best(self, prior):
+        layers = [
+            nn.Conv2d(3, 16, 1),
+            nn.Conv2d(16, 32, 3),
+            nn.Conv2d(32, 8, 1),
+            nn.Conv2d(8, 24, 1),
+            nn.Conv2d(24, 2, 1),
+        ]
+        model = sequence(*layers)
+        with torch.no_grad():
+            layers[1].weight.pow_(5)
+            layers[2].weight *= 10
+            layers[3].weight *= 4.0 ** torch.arange(24).sub(12).view(-1, 1, 1, 1)
+        middle = [layer.weight.detach().double().flatten(1) for layer in layers[1:4]]
+        sizes = [weight.numel() for weight in middle]
+        spreads = [weight.var(1, correction=0).sum() for weight in middle]
+        b = [(weight - weight.mean(1, keepdim=True)).abs().mean(1).square().sum() for weight in middle]
+        shares = [float(x / y) for x, y in zip(b, spreads, strict=True)] if prior == "laplace" else [1.0] * 3
+        unit = DISTRIBUTIONS[prior]
+
+        def cost(widths):
+            return sum(share * unit.minimum_mse(width) for share, width in zip(shares, widths, strict=True))
+
+        budget = 4 * sum(sizes)
+        choices = product(range(2, 9), repeat=3)
+        fitting = [c for c in choices if sum(n * width for n, width in zip(sizes, c, strict=True)) <= budget]
+        bits = self.bits(quantize(model, self.RECIPE.replace(allocation_prior=prior), [images()]))
+        found = tuple(bits[f"body.{index}.weight"][0] for index in (1, 2, 3))
+        assert found in fitting
+        assert (found == (4, 4, 4)) == (prior == "gaussian")
+        assert cost(found) == pytest.approx(min(map(cost, fitting)), rel=1e-9)
+
+    def test_both_are_each_by_itself_behind_what_was_overridden_already(self):
+        given = Override("body.0", weights="int6")
+        found = {}
+        for what in ("weights", "activations", "both"):
+            recipe = self.RECIPE.replace(mixed_precision=what, mixed_precision_budget=5, overrides=(given,))
+            found[what] = quantize(net(), recipe, [images()]).recipe.overrides
+            assert found[what][0] == given
+            assert len(found[what]) > 1
+        assert found["both"] == found["weights"] + found["activations"][1:]
 
     def test_is_deployable_and_its_recipe_can_be_used_again(self):
         mixed = quantize(net(), self.RECIPE, [images()])
