@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from torch import fx, nn
 
-from pytorch_quantizer.graph.expected import SUBTRACTIONS
 from pytorch_quantizer.graph.operations import (
+    SUBTRACTIONS,
     is_addition,
     is_channelwise,
     is_collection,
@@ -19,6 +19,7 @@ from pytorch_quantizer.graph.operations import (
     operation,
 )
 from pytorch_quantizer.graph.operations import tensor_inputs as tensors_read
+from pytorch_quantizer.graph.place import NETWORK_OUTPUT
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.qtypes import Quantizer
@@ -101,7 +102,7 @@ def _ends(model: QuantizedModel) -> dict[fx.Node, Quantizer | None]:
             ends[node] = site.quantizer
         elif site.carrier is not None and _is_concatenated(model, node, site, quantizers):
             ends[node] = quantizers[site.carrier]
-        elif site.reason == "network output" and layer_of(model, node) is not None:
+        elif site.reason == NETWORK_OUTPUT and layer_of(model, node) is not None:
             ends[node] = None
     return ends
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Iterable
-from itertools import chain, count
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from pytorch_quantizer.graph.channel_clipped_relu import ChannelClippedReLU
 from pytorch_quantizer.graph.channels import averages_places, by_groups, flattened_places, from_groups, value_readers
+from pytorch_quantizer.graph.names import free_name
 from pytorch_quantizer.graph.operations import (
     CHANNEL_KEEPING,
     Layer,
@@ -252,17 +253,10 @@ def _ceiling(graph: fx.GraphModule, node: fx.Node) -> Tensor | float:
 
 def _replace_relu(graph: fx.GraphModule, node: fx.Node, relu: ChannelClippedReLU) -> None:
     """Let a saturating ReLU's node call another one instead."""
-    name = _free_name(graph, f"{node.name}_clipped")
+    name = free_name(graph, f"{node.name}_clipped")
     graph.add_submodule(name, relu)
     with graph.graph.inserting_before(node):
         clipped = graph.graph.call_module(name, (tensor_inputs(node)[0],))
     clipped.meta = dict(node.meta)
     node.replace_all_uses_with(clipped)
     graph.graph.erase_node(node)
-
-
-def _free_name(graph: fx.GraphModule, name: str) -> str:
-    """The name, or the first of name_1, name_2 … that nothing in the graph's root has."""
-    return next(
-        candidate for candidate in chain([name], (f"{name}_{i}" for i in count(1))) if not hasattr(graph, candidate)
-    )

@@ -5,7 +5,6 @@ What is corrected with them is calibration/'s business; moments that are measure
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Callable
 
 import torch
@@ -16,6 +15,7 @@ from pytorch_quantizer.graph.channel_clipped_relu import ChannelClippedReLU
 from pytorch_quantizer.graph.channels import averages_places, by_groups, flattened_places
 from pytorch_quantizer.graph.operations import (
     CHANNEL_KEEPING,
+    SUBTRACTIONS,
     Layer,
     is_addition,
     is_concatenation,
@@ -27,7 +27,6 @@ from pytorch_quantizer.graph.operations import (
 )
 from pytorch_quantizer.quantization.bias_correction import Moments
 
-SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub"}
 FARTHEST = 40.0  # deviations; the normal density is 0 in float64 from 39 on
 
 

@@ -8,12 +8,12 @@ import re
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from itertools import chain, count
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
+from pytorch_quantizer.graph.names import free_name
 from pytorch_quantizer.graph.operations import (
     Layer,
     computes_afresh,
@@ -152,7 +152,8 @@ def _input_scale(graph: fx.GraphModule, node: fx.Node, sites: tuple[Site, ...]) 
 
 def _insert_quantizer(graph: fx.GraphModule, nodes: dict[str, fx.Node], site: Site, quantizer: nn.Module) -> None:
     """Let everyone read the site's tensor through the quantizer; through a wide one only the additions it is for."""
-    source, name = nodes[site.node], _free_name(graph, site)
+    source = nodes[site.node]
+    name = f"{QUANTIZERS}." + free_name(graph, re.sub(r"\W", "_", site.name), inside=QUANTIZERS)
     graph.add_submodule(name, quantizer)
     with graph.graph.inserting_after(source):
         quantized = graph.graph.call_module(name, (source,), _observed_by(quantizer, nodes, site))
@@ -185,10 +186,3 @@ def _reroute(
         return operand
     with graph.graph.inserting_before(reader):
         return graph.graph.node_copy(operand, partial(_reroute, graph, source, replacement, reader))
-
-
-def _free_name(graph: fx.GraphModule, site: Site) -> str:
-    """A submodule name for the site's quantizer that no other has."""
-    name, taken = re.sub(r"\W", "_", site.name), getattr(graph, QUANTIZERS, None)
-    candidates = chain([name], (f"{name}_{i}" for i in count(1)))
-    return next(f"{QUANTIZERS}.{candidate}" for candidate in candidates if not hasattr(taken, candidate))

@@ -4,13 +4,13 @@ once, layers as modules. Tracing is capture.py's business; what operations mean,
 
 from __future__ import annotations
 
-from itertools import chain, count
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from pytorch_quantizer.graph.names import free_name
 from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, called_name
 
 FUNCTIONAL_LAYERS: dict[Any, type] = {
@@ -70,7 +70,7 @@ def _computed(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
 
 
 def _replace_by_parameter(graph: fx.GraphModule, node: fx.Node, value: Tensor) -> None:
-    name = _free_name(graph, node.name)
+    name = free_name(graph, node.name)
     if value.is_floating_point():
         graph.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
     else:
@@ -79,13 +79,6 @@ def _replace_by_parameter(graph: fx.GraphModule, node: fx.Node, value: Tensor) -
         constant = graph.graph.get_attr(name)
     constant.meta = dict(node.meta)
     node.replace_all_uses_with(constant)
-
-
-def _free_name(graph: fx.GraphModule, name: str) -> str:
-    """The name, or the first of name_1, name_2 … that nothing in the graph's root has."""
-    return next(
-        candidate for candidate in chain([name], (f"{name}_{i}" for i in count(1))) if not hasattr(graph, candidate)
-    )
 
 
 def _make_functional(graph: fx.GraphModule) -> None:
@@ -133,7 +126,7 @@ def _modules_from_functions(graph: fx.GraphModule) -> None:
 
 def _replace_by_module(graph: fx.GraphModule, node: fx.Node, layer: nn.Module) -> None:
     """Let a node that called a function call ``layer`` instead, on the function's first argument."""
-    name = _free_name(graph, node.name)
+    name = free_name(graph, node.name)
     graph.add_submodule(name, layer)
     with graph.graph.inserting_before(node):
         source = node.args[0] if node.args else node.kwargs["input"]

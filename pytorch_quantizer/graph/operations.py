@@ -28,7 +28,8 @@ UNFOLDABLE = (nn.Linear, nn.Conv1d, nn.Conv2d)  # layers that are a matrix produ
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 # Arithmetic reads its operands in integers: each of them is a tensor to quantize.
-ADDITIONS = {operator.add, operator.iadd, torch.add, "add", operator.sub, operator.isub, torch.sub, "sub"}
+SUBTRACTIONS = {operator.sub, operator.isub, torch.sub, "sub"}
+ADDITIONS = {operator.add, operator.iadd, torch.add, "add"} | SUBTRACTIONS
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate, torch.stack}
 PRODUCTS = {operator.mul, operator.imul, torch.mul, "mul", operator.truediv, torch.div, "div"}
 MATMULS = {

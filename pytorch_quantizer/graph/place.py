@@ -45,6 +45,7 @@ from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantiz
 from pytorch_quantizer.quantization.recipe import OUTPUT_MSE, Recipe
 
 FLOAT_ASKED = "the recipe asks for float32"
+NETWORK_OUTPUT = "network output"
 MOST_INPUTS = 8192  # of an output, whose second moments are kept: 0.5 GiB in float64
 Readings = dict[fx.Node, list[fx.Node]]  # a tensor → the layers and arithmetic that read it
 
@@ -247,7 +248,7 @@ def _float_site(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -
 
 def _float_reason(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -> str:
     if _reaches_output(graph, node):
-        return "network output"
+        return NETWORK_OUTPUT
     readers = _final_readers(graph, node)
     if not readers:
         return "nobody reads it"

@@ -68,9 +68,9 @@ def as_applied(layer: Layer, affine: Affine) -> Affine:
 def shift_weight(layer: Layer, affine: Affine) -> None:
     """Make a layer's weight gain·w + shift per output channel, in place, off its grid: only to simulate.
 
-    affine: [C] of the weight's channels along the quantizer's axis; a grid per tensor takes them too. The gain goes into
-    the scale where each channel has one. What is off the grid a file must hold beside the codes: the layer's buffers
-    weight_shift, and weight_gain where no scale took it, float32 [C].
+    affine: [C] of the weight's channels along the quantizer's axis; a grid per tensor takes them too. The gain goes
+    into the scale where each channel has one. What is off the grid a file must hold beside the codes: the layer's
+    buffers weight_shift, and weight_gain where no scale took it, float32 [C].
     """
     gain, shift = (part.to(layer.weight.device).double() for part in affine)
     if isinstance(getattr(layer, "weight_quantizer", None), Quantizer) and takes_gain(layer):

@@ -19,7 +19,7 @@ from pytorch_quantizer.quantization.expected_error import DensityValues, Histogr
 from pytorch_quantizer.quantization.histogram import Histogram
 from pytorch_quantizer.quantization.qparams import GridSpec
 from pytorch_quantizer.quantization.range_search import Range, grid_error, search_alpha, search_range
-from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.quantization.statistics import TensorStatistics, check_observed
 
 Support = Literal["real", "rectified", "nonnegative", "unit"]
 EXACT = "exact"
@@ -258,10 +258,7 @@ def choose_range(
     """
     chosen = _parse(method)
     check_across_batches(across_batches)
-    if bool(torch.any(statistics.count == 0)):
-        raise InputError("no value was observed; the calibration set or the tensor is empty")
-    if not bool(torch.all(torch.isfinite(statistics.min) & torch.isfinite(statistics.max))):
-        raise InputError("it holds NaN or infinite values")
+    check_observed(statistics)
     lo, hi = domain.observed(statistics, across_batches)
     if domain.support == "unit":
         return lo, hi

@@ -137,6 +137,15 @@ MOMENTS = tuple(field.name for field in fields(TensorStatistics) if field.name !
 NEVER_NEGATIVE = ("count", "abs_dev", "variance", "positive_count", "positive_mean", "positive_mean_square", "batches")
 
 
+def check_observed(statistics: TensorStatistics) -> TensorStatistics:
+    """The statistics. Raises InputError where a channel saw no value, and for NaN or infinite ones."""
+    if bool(torch.any(statistics.count == 0)):
+        raise InputError("no value was observed; the calibration set or the tensor is empty")
+    if not bool(torch.all(torch.isfinite(statistics.min) & torch.isfinite(statistics.max))):
+        raise InputError("it holds NaN or infinite values")
+    return statistics
+
+
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     """part / whole, 0 where whole is 0."""
     return part / whole.clamp(min=1)

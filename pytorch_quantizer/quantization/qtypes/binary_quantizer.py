@@ -10,8 +10,7 @@ from torch import Tensor
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.qparams import MAX_SCALE, MIN_SCALE
 from pytorch_quantizer.quantization.qtypes.format_quantizer import FormatQuantizer
-from pytorch_quantizer.quantization.qtypes.observed import check_observed
-from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.quantization.statistics import TensorStatistics, check_observed
 
 
 class BinaryQuantizer(FormatQuantizer):

@@ -17,8 +17,7 @@ from pytorch_quantizer.quantization.histogram import power_of_two
 from pytorch_quantizer.quantization.qparams import MAX_SCALE
 from pytorch_quantizer.quantization.qtypes.float_quantizer import E2M1, E2M3, E3M2, E4M3, E5M2, FloatFormat
 from pytorch_quantizer.quantization.qtypes.format_quantizer import FormatQuantizer
-from pytorch_quantizer.quantization.qtypes.observed import check_observed
-from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.quantization.statistics import TensorStatistics, check_observed
 
 BLOCK = 32
 SCALE_BIAS = 127  # E8M0: 2^(code − 127), −127 … 127

@@ -12,19 +12,10 @@ from torch import Tensor
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.clipping import Domain, choose_range
 from pytorch_quantizer.quantization.qparams import GridSpec
-from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.quantization.statistics import TensorStatistics, check_observed
 
 if TYPE_CHECKING:
     from pytorch_quantizer.quantization.qtypes.format_quantizer import FormatQuantizer
-
-
-def check_observed(statistics: TensorStatistics) -> TensorStatistics:
-    """The statistics. Raises InputError where a channel saw no value, and for NaN or infinite ones."""
-    if bool(torch.any(statistics.count == 0)):
-        raise InputError("no value was observed; the calibration set or the tensor is empty")
-    if not bool(torch.all(torch.isfinite(statistics.min) & torch.isfinite(statistics.max))):
-        raise InputError("it holds NaN or infinite values")
-    return statistics
 
 
 def weighted_points(
