@@ -62,24 +62,26 @@ def mix_precisions(graph: fx.GraphModule, sites: tuple[Site, ...], statistics: S
     Weights: Σ n_l·M_l <= t·Σ n_l, n_l values of layer l, t the recipe's budget, or else Σ n_l·M, what the number types
     ask for. Activations: the same with the values of one image. Minimised is the sum over tensors of predicted error
     over variance, D(M_l)·Σa²/Σσ² with a = b or σ: noise to signal, since tensors of different layers have no scale in
-    common. A tensor that was asked for with 8 bits or more (the first and last layer's, residuals) keeps them and takes
-    no part. Raises InputError for a budget that can't be met.
+    common. A tensor that was asked for with 8 bits or more (the first and last layer's, residuals), or by an override,
+    keeps its bits and takes no part. Raises InputError for a budget that can't be met.
     """
     overrides = list(recipe.overrides)
     if recipe.mixed_precision in ("weights", "both"):
-        chosen = [site for site in sites if site.kind == "weight" and _takes_part(site)]
+        chosen = [site for site in sites if site.kind == "weight" and _takes_part(site, recipe)]
         overrides += _overrides(graph, chosen, statistics, recipe, "weights")
     if recipe.mixed_precision in ("activations", "both"):
-        chosen = [site for site in sites if site.kind in ("activation", "input") and _takes_part(site)]
+        chosen = [site for site in sites if site.kind in ("activation", "input") and _takes_part(site, recipe)]
         own = _own_readers(sites)
         chosen = [site for site in chosen if own[site.name]]
         overrides += _overrides(graph, chosen, statistics, recipe, "activations", own)
     return recipe.replace(overrides=tuple(overrides), mixed_precision="none", mixed_precision_budget=None)
 
 
-def _takes_part(site: Site) -> bool:
-    quantizer = site.quantizer
-    return isinstance(quantizer, IntQuantizer) and quantizer.bits in WIDTHS[:-1] and not site.is_wide
+def _takes_part(site: Site, recipe: Recipe) -> bool:
+    what, quantizer = "activations" if site.is_activation else "weights", site.quantizer
+    if not isinstance(quantizer, IntQuantizer) or quantizer.bits not in WIDTHS[:-1] or site.is_wide:
+        return False
+    return all(getattr(given, what) is None for reader in site.consumers for given in recipe.matching(reader))
 
 
 def _own_readers(sites: tuple[Site, ...]) -> dict[str, list[str]]:

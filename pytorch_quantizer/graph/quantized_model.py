@@ -16,7 +16,8 @@ from pytorch_quantizer.quantization.recipe import Recipe
 class QuantizedModel(fx.GraphModule):
     """A network whose weights and biases lie on their grids and whose activations are put on theirs at each forward.
 
-    sites: every tensor that is or could be quantized. recipe: what was asked for.
+    sites: every tensor that is or could be quantized. recipe: what was carried out: what was asked for, with mixed
+    precision's choice written out as overrides, so that it gives the same model again.
     """
 
     def __init__(
@@ -39,7 +40,7 @@ class QuantizedModel(fx.GraphModule):
 
     @property
     def recipe(self) -> Recipe:
-        """What was asked for."""
+        """What was carried out."""
         return self.meta["recipe"]
 
     @property

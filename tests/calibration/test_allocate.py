@@ -173,6 +173,16 @@ class TestMixedPrecision:
         assert (found == (4, 4, 4)) == (prior == "gaussian")
         assert cost(found) == pytest.approx(min(map(cost, fitting)), rel=1e-9)
 
+    @pytest.mark.parametrize("what", ["weights", "activations"])
+    def test_what_an_override_asks_for_stays(self, what):
+        model = sequence(*(nn.Conv2d(16, 16, 1) for _ in range(5)))
+        with torch.no_grad():
+            model.body[2].weight.copy_(torch.eye(16).view(16, 16, 1, 1))  # needs least
+        given = Override("body.2", **{what: "int7"})
+        recipe = self.RECIPE.replace(mixed_precision=what, mixed_precision_budget=3, overrides=(given,))
+        found = by_name(quantize(model, recipe, [images(2, 16, 6, 6)]))
+        assert found["body.2.weight" if what == "weights" else "body.1"].quantizer.bits == 7
+
     def test_both_are_each_by_itself_behind_what_was_overridden_already(self):
         given = Override("body.0", weights="int6")
         found = {}
