@@ -73,6 +73,9 @@ def statistics_cases(x: torch.Tensor, layout: str) -> Iterator[Case]:
         return torch.aminmax(x), variance, mean, (x - mean).abs().mean()
 
     yield "tensor_statistics", x, layout, {"ours": lambda: ops.tensor_statistics(x), "torch": five}
+    exponent = torch.tensor(-8, device=x.device)
+    counted = {"ours": lambda: ops.histogram(x, exponent, bins=2048), "torch": lambda: torch.histc(x, 2048)}
+    yield "histogram", x, layout, counted
     yield "tensor_statistics per channel", x, layout, {"ours": lambda: ops.tensor_statistics(x, axis=1)}
 
 

@@ -9,6 +9,7 @@
 #include <array>
 #include <cstdint>
 
+#include "histogram.h"
 #include "quantize.h"
 
 namespace pq {
@@ -55,6 +56,21 @@ inline void check_like(const Tensor& x, const Tensor& other, const char* name) {
   bool same = x.dim() == other.dim() && x.scalar_type() == other.scalar_type() && x.device() == other.device();
   for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == other.size(d);
   STD_TORCH_CHECK(same, name, " must have the input's shape, dtype and device");
+}
+
+inline void check_histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {
+  STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
+  STD_TORCH_CHECK(bins >= 2 && bins <= kMaxBins && (bins & (bins - 1)) == 0, "bins must be a power of two, 2 to 2^24");
+  STD_TORCH_CHECK(exponent.scalar_type() == ScalarType::Long, "exponent must be int64");
+  STD_TORCH_CHECK(exponent.numel() == (axis < 0 ? 1 : x.size(axis)), "exponent must have one element a channel");
+  STD_TORCH_CHECK(exponent.device() == x.device(), "exponent must be on the tensor's device");
+}
+
+// Zeroed counts, int64: a row a channel, or one alone where axis is -1.
+inline Tensor new_rows(const Tensor& x, int64_t channels, int64_t bins, int64_t axis) {
+  const int64_t shape[] = {channels, bins + kBesideBins};
+  const int skipped = axis < 0 ? 1 : 0;
+  return torch::stable::new_zeros(x, {shape + skipped, static_cast<size_t>(2 - skipped)}, ScalarType::Long);
 }
 
 // aten::empty_like with a dtype, which the stable header's own version leaves out; keeps the memory format.

@@ -14,5 +14,6 @@ STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
   m.def("quantize(Tensor x, " PQ_GRID ", ScalarType dtype) -> Tensor");
   m.def("dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor");
   m.def("tensor_statistics(Tensor x, int axis) -> Tensor");
+  m.def("histogram(Tensor x, Tensor exponent, int bins, int axis) -> Tensor");
   m.def("cpu_capability() -> str");
 }

@@ -27,6 +27,7 @@ SCHEMAS = {
     "quantize": f"(Tensor x, {_GRID}, ScalarType dtype) -> Tensor",
     "dequantize": "(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor",
     "tensor_statistics": "(Tensor x, int axis) -> Tensor",
+    "histogram": "(Tensor x, Tensor exponent, int bins, int axis) -> Tensor",
 }
 
 
@@ -130,6 +131,10 @@ def _tensor_statistics(x: Tensor, axis: int) -> Tensor:
     return reference.tensor_statistics(x, axis=_axis(axis))
 
 
+def _histogram(x: Tensor, exponent: Tensor, bins: int, axis: int) -> Tensor:
+    return reference.histogram(x, exponent, bins=bins, axis=_axis(axis))
+
+
 _FALLBACKS: dict[str, Callable[..., Tensor | None]] = {
     "fake_quantize": _fake_quantize,
     "fake_quantize_": _fake_quantize_inplace,
@@ -138,4 +143,5 @@ _FALLBACKS: dict[str, Callable[..., Tensor | None]] = {
     "quantize": _quantize,
     "dequantize": _dequantize,
     "tensor_statistics": _tensor_statistics,
+    "histogram": _histogram,
 }

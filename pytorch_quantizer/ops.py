@@ -16,6 +16,7 @@ from pytorch_quantizer.backend import load
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.reference import smallest_dtype
 
+MAX_BINS = 2**24
 STATISTICS = (
     "count",
     "min",
@@ -140,6 +141,24 @@ def tensor_statistics(x: Tensor, *, axis: int | None = None) -> Tensor:
     _check_float("x", x)
     raw_axis = -1 if axis is None else _dimension(x, axis)
     return _raw.tensor_statistics.default(x.detach(), raw_axis)
+
+
+def histogram(x: Tensor, exponent: Tensor, *, bins: int, axis: int | None = None) -> Tensor:
+    """Count values in bins of width 2^k, in one read: int64 [bins + 2], or [C, bins + 2] along `axis`.
+
+    Entry i < bins: x in [(i − bins/2)·2^k, (i + 1 − bins/2)·2^k), exactly, zeros left out. Then the exact zeros, then
+    what lies in no bin, NaN with it. exponent: k, int64 [] or [C], −126 to 127. bins: a power of two, 2 to 2^24.
+    x: float32, float16 or bfloat16, any layout. Not differentiable. Raises InputError where an argument doesn't fit.
+    """
+    _check_float("x", x)
+    raw_axis = -1 if axis is None else _dimension(x, axis)
+    shape = [] if axis is None else [x.shape[raw_axis]]
+    if exponent.dtype != torch.int64 or list(exponent.shape) != shape or exponent.device != x.device:
+        found = f"{exponent.dtype} {list(exponent.shape)} on {exponent.device}"
+        raise InputError(f"exponent must be int64 {shape} on x's device {x.device}, got {found}")
+    if not 2 <= bins <= MAX_BINS or bins & (bins - 1):
+        raise InputError(f"bins must be a power of two from 2 to {MAX_BINS}, got {bins}")
+    return _raw.histogram.default(x.detach(), exponent, bins, raw_axis)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -294,3 +313,8 @@ def _(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int, dtype: torch.
 def _(x: Tensor, axis: int) -> Tensor:
     shape = (len(STATISTICS),) if axis < 0 else (len(STATISTICS), x.shape[axis])
     return x.new_empty(shape, dtype=torch.float64)
+
+
+@torch.library.register_fake("pytorch_quantizer::histogram")
+def _(x: Tensor, exponent: Tensor, bins: int, axis: int) -> Tensor:
+    return x.new_empty((bins + 2,) if axis < 0 else (x.shape[axis], bins + 2), dtype=torch.int64)

@@ -174,3 +174,16 @@ def _row_statistics(rows: Tensor) -> Tensor:
     kept, positive_count = torch.where(positive, rows, 0.0), positive.sum(1).to(torch.float64)
     positive_mean, positive_square = (k.sum(1) / positive_count.clamp(min=1) for k in (kept, kept.square()))
     return torch.stack([count, low, high, mean, abs_dev, variance, positive_count, positive_mean, positive_square])
+
+
+def histogram(x: Tensor, exponent: Tensor, *, bins: int, axis: int | None = None) -> Tensor:
+    """Count values in bins of width 2^k: int64 [bins + 2], or [C, bins + 2] along `axis`; zeros, then those outside.
+
+    In float64, where the product with a power of two is exact for every float32.
+    """
+    rows = (x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)).to(torch.float64)
+    place = torch.floor(torch.ldexp(rows, -exponent.reshape(-1, 1))) + bins // 2
+    place = torch.where((place >= 0) & (place < bins), place, bins + 1.0)
+    place = torch.where(rows == 0, float(bins), place).to(torch.int64)
+    counts = place.new_zeros(rows.shape[0], bins + 2).scatter_add_(1, place, torch.ones_like(place))
+    return counts[0] if axis is None else counts

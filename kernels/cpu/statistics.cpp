@@ -4,10 +4,8 @@
 
 #include <torch/csrc/stable/library.h>
 
-#include <cstring>
-
 #include "isa.h"
-#include "rows.h"
+#include "walk.h"
 
 namespace pq {
 
@@ -23,6 +21,9 @@ using LongLanes = int64_t __attribute__((vector_size(kLanes * sizeof(int64_t))))
 
 }  // namespace pq
 
+// Written out, compilers make one instruction of it, unlike __builtin_convertvector.
+#define PQ_WIDENED(v) \
+  DoubleLanes { (v)[0], (v)[1], (v)[2], (v)[3] }
 #define PQ_LOOPS "statistics.loops.h"
 #include "each_isa.h"
 
@@ -30,55 +31,10 @@ namespace pq {
 
 namespace {
 
-constexpr int64_t kChunk = kRow;       // elements of one channel
-constexpr int64_t kChunkOfRows = 256;  // rows of channels, where channels are innermost
-
-// The two ways through a tensor. Channel by channel: `layout` walks one channel's elements. Channels innermost and the
-// tensor dense: rows of all channels, which reads memory in order.
-struct Walk {
-  Layout layout;
-  Source source;
-  bool rows;
-  int64_t channels, channel_stride, per_channel, chunks;
-};
-
-Walk make_walk(const Tensor& x, int64_t axis) {
-  Walk walk;
-  walk.channels = axis < 0 ? 1 : x.size(axis);
-  walk.channel_stride = axis < 0 ? 0 : x.stride(axis);
-  walk.per_channel = walk.channels ? x.numel() / walk.channels : 0;
-  walk.layout = make_layout(x, nullptr, nullptr, axis, false);
-  walk.rows = walk.layout.period > 0 && walk.layout.dims == 1 && walk.layout.stride[kInput][0] == 1;
-  if (!walk.rows) walk.layout = make_layout(x, nullptr, nullptr, axis, false, /*skip_axis=*/true);
-  walk.source = make_source(x, walk.layout, kInput);
-  const int64_t chunk = walk.rows ? kChunkOfRows : kChunk;
-  walk.chunks = (walk.per_channel + chunk - 1) / chunk;
-  return walk;
-}
-
-// A channel's elements [begin, end) in a row: where they lie, or gathered in `buffer`.
-const float* gather(const Walk& walk, int64_t channel, int64_t begin, int64_t end, float* buffer) {
-  const int64_t base = channel * walk.channel_stride;
-  const float* direct = nullptr;
-  int64_t done = 0;
-  walk_rows(walk.layout, begin, end, [&](const Row& row) {
-    const float* from = walk.source.load(base + row.position.offset[kInput], row.n, buffer + done);
-    if (row.n == end - begin) {
-      direct = from;
-    } else if (from != buffer + done) {
-      std::memcpy(buffer + done, from, row.n * sizeof(float));
-    }
-    done += row.n;
-  });
-  return direct ? direct : buffer;
-}
-
 // body(channel, chunk, elements, n) for each chunk of each channel, over torch's threads.
 template <class Body>
 void for_each_chunk(const Walk& walk, const Body& body) {
-  const int64_t work = std::max<int64_t>(1, std::min(kChunk, walk.per_channel));
-  const int64_t grain = std::max<int64_t>(1, kRowsPerThread * kRow / work);
-  torch::stable::parallel_for(0, walk.channels * walk.chunks, grain, [&](int64_t first, int64_t last) {
+  torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
     alignas(64) float buffer[kChunk];
     for (int64_t unit = first; unit < last; ++unit) {
       const int64_t channel = unit / walk.chunks, chunk = unit % walk.chunks;

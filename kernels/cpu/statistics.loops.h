@@ -6,23 +6,16 @@ constexpr int kWide = kRegister < kStep ? kRegister : kStep;
 using WideLanes = float __attribute__((vector_size(kWide * sizeof(float))));
 using WideIntLanes = int32_t __attribute__((vector_size(kWide * sizeof(int32_t))));
 
-// Written out, compilers make one instruction of it, unlike __builtin_convertvector.
-inline DoubleLanes widened(FloatLanes v) { return DoubleLanes{v[0], v[1], v[2], v[3]}; }
-inline FloatLanes lanes_at(const float* x) {
-  FloatLanes v;
-  __builtin_memcpy(&v, x, sizeof v);
-  return v;
-}
-inline DoubleLanes magnitude(DoubleLanes v) { return (DoubleLanes)((LongLanes)v & INT64_MAX); }
-
 // Two sets of lanes, taken in turns: an addition needn't wait for the one before it.
 struct FirstSums {
   DoubleLanes sum{}, positive_sum{}, positive_square{};
 
   void add(const float* x) {
-    const FloatLanes v = lanes_at(x);
-    const DoubleLanes value = widened(v), kept = widened(v > 0.0f ? v : FloatLanes{});
-    sum += value;
+    FloatLanes v;
+    __builtin_memcpy(&v, x, sizeof v);
+    const FloatLanes positive = v > 0.0f ? v : FloatLanes{};
+    const DoubleLanes kept = PQ_WIDENED(positive);
+    sum += PQ_WIDENED(v);
     positive_sum += kept;
     positive_square += kept * kept;
   }
@@ -70,8 +63,10 @@ struct SecondSums {
   DoubleLanes absolute{}, square{};
 
   void add(const float* x, double mean) {
-    const DoubleLanes centred = widened(lanes_at(x)) - mean;
-    absolute += magnitude(centred);
+    FloatLanes v;
+    __builtin_memcpy(&v, x, sizeof v);
+    const DoubleLanes centred = PQ_WIDENED(v) - mean;
+    absolute += (DoubleLanes)((LongLanes)centred & INT64_MAX);  // without its sign
     square += centred * centred;
   }
 };

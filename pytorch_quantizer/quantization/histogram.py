@@ -4,19 +4,17 @@ What a range or an error is concluded from it is clipping.py's and expected_erro
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pytorch_quantizer import ops
 from pytorch_quantizer.errors import InputError
 
 BINS = 2048  # 4 to 8 of them to a step of an 8-bit grid over [−max, max]
 MIN_EXPONENT, MAX_EXPONENT = -126, 127  # 2^−126 is the narrowest scale there is; finer bins would tell nothing
-CHUNK = {"cpu": 2**18, "cuda": 2**26}  # elements counted at a time: what fits a core's cache, and a GPU's memory
-ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,13 @@ class Histogram:
         bins: a power of two. largest: max |x|, [] or [C], where it is known. A channel that holds NaN or infinite
         values counts nothing.
         """
-        rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
-        largest = (_largest(rows) if largest is None else largest.reshape(-1)).float()
+        if largest is None:
+            rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
+            largest = _largest(rows).reshape([] if axis is None else [-1])
         finite = torch.isfinite(largest)
-        exponent = _exponent(torch.where(finite, largest, 0.0), bins)
-        if not bool(finite.all()):
-            rows = torch.where(finite[:, None], rows, 0.0)
-        counts, zeros = _count(rows, exponent, bins)
-        zeros *= finite
-        return cls(counts[0], zeros[0], exponent[0]) if axis is None else cls(counts, zeros, exponent)
+        exponent = _exponent(torch.where(finite, largest, 0.0).float(), bins)
+        counted = ops.histogram(x, exponent, bins=bins, axis=axis) * finite[..., None]
+        return cls(counted[..., :bins], counted[..., bins], exponent)
 
     @property
     def bins(self) -> int:
@@ -188,42 +184,6 @@ def _exponent(largest: Tensor, bins: int) -> Tensor:
     """The least k, not below MIN_EXPONENT, for which |x| < bins/2 · 2^k: int64 [C]."""
     exponent = torch.frexp(largest).exponent.long() - (bins.bit_length() - 2)
     return torch.where(largest > 0, exponent, MIN_EXPONENT).clamp(min=MIN_EXPONENT)
-
-
-def _count(rows: Tensor, exponent: Tensor, bins: int) -> tuple[Tensor, Tensor]:
-    """Counts int64 [C, bins] without zeros, and zeros int64 [C]."""
-    channels = rows.shape[0]
-    counts = torch.zeros(channels, bins, dtype=torch.int64, device=rows.device)
-    zeros = torch.zeros(channels, dtype=torch.int64, device=rows.device)
-    inverse = power_of_two(-exponent).float()
-    underflows = bool(torch.any(exponent > 0))
-    for block, part in _blocks(rows):
-        index = _bin_index(part.float(), inverse[block, None], underflows).add_(bins // 2).to(torch.int32)
-        if part.shape[0] > 1:
-            index += torch.arange(part.shape[0], device=rows.device, dtype=torch.int32)[:, None] * bins
-        counts[block] += torch.bincount(index.reshape(-1), minlength=part.shape[0] * bins).view(-1, bins)
-        zeros[block] += part.shape[1] - torch.count_nonzero(part, 1)
-    counts[:, bins // 2] -= zeros
-    return counts, zeros
-
-
-def _bin_index(part: Tensor, inverse: Tensor, underflows: bool) -> Tensor:
-    """floor(x / width), float32; the product with a power of two is exact, unless it underflows."""
-    scaled = (part * inverse).floor_()
-    if underflows:  # a negative value may be lost beside wide bins, where it still belongs below zero
-        scaled -= ((part < 0) & (scaled == 0)).float()
-    return scaled
-
-
-def _blocks(rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """(channels, part of their values) in pieces of about CHUNK elements."""
-    size = CHUNK.get(rows.device.type, CHUNK["cuda"])
-    channels, n = rows.shape
-    group = max(1, min(size // max(n, 1), ROWS))
-    for start in range(0, channels, group):
-        block = slice(start, min(start + group, channels))
-        for part in rows[block].split(size, 1) if n else ():
-            yield block, part
 
 
 def _trimmed(counts: list[int]) -> tuple[int, list[int]]:
