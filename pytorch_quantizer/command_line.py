@@ -12,6 +12,8 @@ import jsonargparse
 
 from pytorch_quantizer.errors import InputError
 
+INTERRUPTED = 130  # the exit code of what Ctrl-C stops: 128 + SIGINT
+
 
 class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """A flag's default beside it, where there is one; the description as it is written."""
@@ -46,9 +48,12 @@ def add_flags(parser: jsonargparse.ArgumentParser, dataclass: type, title: str, 
 
 
 def run(script: str, main: Callable[[], Any]) -> None:
-    """Run a script's main; a mistake in what was given is one line on stderr and exit code 2, a bug its traceback."""
+    """Run a script's main; a user's mistake, or Ctrl-C, is one line on stderr and an exit code, a bug its traceback."""
     try:
         main()
     except (InputError, argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{script}: interrupted; what a script keeps for another run is kept", file=sys.stderr)
+        sys.exit(INTERRUPTED)

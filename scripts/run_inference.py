@@ -87,9 +87,10 @@ def recipe_from(flags: dict[str, Any]) -> Recipe:
 def _print_notes(record: dict[str, Any], folder: Path) -> None:
     calibration = record["calibration"]
     images = "an unknown number of" if calibration["samples"] is None else calibration["samples"]
-    drawn = f"of the {calibration['split']} split, seed {record['seed']}"
+    drawn = f" of the {calibration['split']} split, seed {record['seed']}"
     file = calibration["statistics_file"]
-    print(f"\nranges from {images} images {drawn if file is None else f'in {file}'}")
+    reused = f", those of {file}: --seed and --calibration-samples choose none"
+    print(f"\nranges from {images} images{drawn if file is None else reused}")
     if calibration["split"] == "test":
         print("there is no training split: ranges were chosen on images that were also evaluated")
     if record["skipped_images"]:

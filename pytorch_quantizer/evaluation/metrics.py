@@ -43,7 +43,9 @@ class Evaluation:
 
     def __str__(self) -> str:
         low, high = self.top1_interval
-        agreement = "" if self.agreement is None else f", agreement {self.agreement:.2%}"
+        agreement = ""
+        if self.reference is not None:
+            agreement = f", reference's top-1 {self.reference.top1:.2%}, agreement {self.agreement:.2%}"
         return (
             f"top-1 {self.top1:.2%} (95 %: {low:.2%} to {high:.2%}), top-5 {self.top5:.2%}, "
             f"macro F1 {self.f1['macro']:.4f}{agreement}, {self.samples} images"

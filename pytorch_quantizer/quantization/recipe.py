@@ -198,14 +198,15 @@ class Recipe:
         )
         for name, what, is_asked in asked:
             if is_asked and NumberType.parse(getattr(self, what)).name != "int":
-                raise InputError(f"{name} divides bits among int types, and {what} are {getattr(self, what)}")
+                given = f"{name} divides bits among int types, and {what} are {getattr(self, what)}"
+                raise InputError(f"{given}: set {what} to int4 or the like, or {name} to none")
 
     def _check_budget(self) -> None:
         budget = self.mixed_precision_budget
         if budget is None:
             return
         if isinstance(budget, bool) or not isinstance(budget, int | float) or not 2 <= budget <= 8:
-            raise InputError(f"mixed_precision_budget must be from 2 to 8 bits a value, or null, got {budget!r}")
+            raise InputError(f"mixed_precision_budget must be from 2 to 8 bits a value, or left out, got {budget!r}")
         if self.mixed_precision == "none":
             raise InputError("mixed_precision_budget needs mixed_precision: weights, activations or both")
 
@@ -228,9 +229,10 @@ class Recipe:
             return cls.from_yaml(_read(path), source=str(path))
         shipped = resources.files("pytorch_quantizer") / "recipes" / f"{name_or_path}.yaml"
         if not shipped.is_file():
-            raise InputError(
-                f"no recipe named {str(name_or_path)!r}; shipped are {', '.join(list_recipes())}, or give a YAML file"
-            )
+            close = difflib.get_close_matches(str(name_or_path), list_recipes(), n=1)
+            hint = f" (did you mean {close[0]!r}?)" if close else ""
+            shown = ", ".join(list_recipes())
+            raise InputError(f"no recipe named {str(name_or_path)!r}{hint}; shipped are {shown}, or give a YAML file")
         return cls.from_yaml(shipped.read_text(encoding="utf-8"), source=str(name_or_path))
 
     @classmethod

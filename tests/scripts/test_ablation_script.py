@@ -6,6 +6,7 @@ import pytest
 import torch
 from script_runs import failing_line, load_script
 
+from pytorch_quantizer.command_line import run
 from pytorch_quantizer.experiments import cells
 from pytorch_quantizer.experiments.ablation import ALL, ALLOCATION, BASELINE, CLIPPING, CORRECTION, ROWS
 
@@ -104,6 +105,16 @@ class TestInterrupted:
         assert start(script, tmp_path) == unbroken[1]
         assert len(after) == len(ROWS_OF_THE_PAPER) + len(ROWS) - 4
         assert not {*done} & {*after}
+
+
+def test_ctrl_c_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as stopped:
+        run("ablation.py", interrupted)
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err == "ablation.py: interrupted; what a script keeps for another run is kept\n"
 
 
 class TestMistakes:

@@ -119,7 +119,7 @@ def test_a_statistics_file_read_again_tells_of_its_own_images(tmp_path, capsys):
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("ranges from")]
     assert said == [
         "ranges from 64 images of the train split, seed 0",
-        f"ranges from 64 images in {tmp_path / 's.json'}",
+        f"ranges from 64 images, those of {tmp_path / 's.json'}: --seed and --calibration-samples choose none",
     ]
 
 
@@ -232,5 +232,5 @@ class TestCorruptImages:
         result = json.loads((folder / "out" / "result.json").read_text())
         assert result["samples"] == 12
         assert result["skipped_images"] == [str(folder / "data" / "class1" / "cut.png")]
-        assert result["calibration"] == {"split": "test", "samples": 12}
+        assert result["calibration"] == {"split": "test", "samples": 12, "statistics_file": None}
         assert "skipped" in capsys.readouterr().out
