@@ -232,7 +232,8 @@ class TestRefusals:
     def test_files(self, tmp_path):
         with pytest.raises(InputError, match=r"cannot read the recipe .*absent\.yaml: No such file"):
             Recipe.load(tmp_path / "absent.yaml")
-        with pytest.raises(InputError, match=r"no recipe named 'w8a5' \(did you mean 'w8a8'\?\); shipped are .*w8a4_aciq.*or give a YAML file"):
+        said = r"no recipe named 'w8a5' \(did you mean 'w8a8'\?\); shipped are .*w8a4_aciq.*or give a YAML file"
+        with pytest.raises(InputError, match=said):
             Recipe.load("w8a5")
         (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
         with pytest.raises(InputError, match=r"cannot read the recipe .*binary\.yaml"):
