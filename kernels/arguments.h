@@ -40,7 +40,7 @@ inline GridArguments grid_arguments(const Tensor& scale, const Tensor& zero_poin
           {static_cast<uint64_t>(seed), static_cast<uint64_t>(offset)}};
 }
 
-// What ops.py has checked, for those who call the raw ops: a wrong shape or type must not read foreign memory.
+// What ops/ has checked, for those who call the raw ops: a wrong shape or type must not read foreign memory.
 inline void check_grid(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t axis) {
   STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
   const int64_t channels = axis < 0 ? 1 : x.size(axis);

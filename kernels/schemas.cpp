@@ -1,6 +1,6 @@
 // The schemas of all ops, nothing else. Loading the shared library registers them; Python needs no module object.
 // axis -1: per tensor. rounding: 0 half to even, 1 half away from zero, 2 stochastic (quantize.h's Rounding).
-// pytorch_quantizer/backend.py repeats them for where nothing is built; a test compares the two.
+// pytorch_quantizer/fallback.py repeats them for where nothing is built; a test compares the two.
 #include <torch/csrc/stable/library.h>
 
 #define PQ_GRID \

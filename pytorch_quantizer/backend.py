@@ -1,34 +1,14 @@
 """Which implementation runs: finds the built kernels and registers the plain-PyTorch ones wherever there are none.
-This is the only place that decides; ops.py calls `torch.ops.pytorch_quantizer` whatever is there.
+This is the only place that decides; ops/ calls `torch.ops.pytorch_quantizer` whatever is there.
 """
 
 import functools
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
-from pytorch_quantizer import reference
-
-ROUNDINGS = ("half_even", "half_away", "stochastic")
-
-_GRID = "Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, int rounding, SymInt seed, SymInt offset"
-
-# The schemas of kernels/schemas.cpp, used where it isn't built. axis -1: per tensor; rounding: index into ROUNDINGS.
-SCHEMAS = {
-    "fake_quantize": f"(Tensor x, {_GRID}) -> Tensor",
-    "fake_quantize_": f"(Tensor(a!) x, {_GRID}) -> ()",
-    "fake_quantize_out": f"(Tensor x, {_GRID}, Tensor(a!) out) -> ()",
-    "fake_quantize_backward": f"(Tensor grad, Tensor x, {_GRID}) -> Tensor",
-    "quantize": f"(Tensor x, {_GRID}, ScalarType dtype) -> Tensor",
-    "dequantize": "(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor",
-    "tensor_statistics": "(Tensor x, int axis) -> Tensor",
-    "histogram": "(Tensor x, Tensor exponent, int bins, int axis) -> Tensor",
-}
+from pytorch_quantizer.fallback import FALLBACKS, SCHEMAS
 
 
 @dataclass(frozen=True)
@@ -58,7 +38,7 @@ def module_path(name: str) -> Path | None:
 
 @functools.cache
 def load() -> torch.library.Library:
-    """Load what is built and register the rest; called once, by ops.py. The Library must outlive its registrations."""
+    """Load what is built and register the rest; called once, below. The Library must outlive its registrations."""
     kernels, cuda = module_path("_C"), module_path("_CUDA")
     if kernels:
         torch.ops.load_library(str(kernels))
@@ -69,79 +49,9 @@ def load() -> torch.library.Library:
         if not kernels:
             library.define(name + schema)
         # The lowest priority there is: a kernel registered for a device always goes before it.
-        library.impl(name, _FALLBACKS[name], "CompositeExplicitAutograd")
+        library.impl(name, FALLBACKS[name], "CompositeExplicitAutograd")
     return library
 
 
-@functools.cache
-def _warn_once(device: str) -> None:
-    warnings.warn(
-        f"pytorch_quantizer has no kernels built for {device}: plain PyTorch runs instead, with the same results, "
-        "much slower. Build them with kernels/build_all.sh",
-        stacklevel=3,
-    )
-
-
-def _named(grid: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Split the tail of a raw call as the reference takes it: positional scale … qmax, then keywords."""
-    *positional, axis, rounding, seed, offset = grid
-    keywords = {"axis": _axis(axis), "rounding": ROUNDINGS[rounding], "seed": seed, "offset": offset}
-    return tuple(positional), keywords
-
-
-def _axis(raw: int) -> int | None:
-    return None if raw < 0 else raw
-
-
-def _fake_quantize(x: Tensor, *grid: Any) -> Tensor:
-    _warn_once(x.device.type)
-    positional, keywords = _named(grid)
-    return reference.fake_quantize(x, *positional, **keywords)
-
-
-def _fake_quantize_inplace(x: Tensor, *grid: Any) -> None:
-    _fake_quantize_out(x, *grid, x)
-
-
-def _fake_quantize_out(x: Tensor, *grid_out: Any) -> None:
-    _warn_once(x.device.type)
-    positional, keywords = _named(grid_out[:-1])
-    reference.fake_quantize(x, *positional, **keywords, out=grid_out[-1])
-
-
-def _fake_quantize_backward(grad: Tensor, x: Tensor, *grid: Any) -> Tensor:
-    _warn_once(x.device.type)
-    positional, keywords = _named(grid)
-    return reference.fake_quantize_backward(grad, x, *positional, **keywords)
-
-
-def _quantize(x: Tensor, *grid_dtype: Any) -> Tensor:
-    _warn_once(x.device.type)
-    positional, keywords = _named(grid_dtype[:-1])
-    return reference.quantize(x, *positional, **keywords, dtype=grid_dtype[-1])
-
-
-def _dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
-    _warn_once(codes.device.type)
-    return reference.dequantize(codes, scale, zero_point, axis=_axis(axis), dtype=dtype)
-
-
-def _tensor_statistics(x: Tensor, axis: int) -> Tensor:
-    _warn_once(x.device.type)
-    return reference.tensor_statistics(x, axis=_axis(axis))
-
-
-def _histogram(x: Tensor, exponent: Tensor, bins: int, axis: int) -> Tensor:
-    return reference.histogram(x, exponent, bins=bins, axis=_axis(axis))
-
-
-_FALLBACKS: dict[str, Callable[..., Tensor | None]] = {
-    "fake_quantize": _fake_quantize,
-    "fake_quantize_": _fake_quantize_inplace,
-    "fake_quantize_out": _fake_quantize_out,
-    "fake_quantize_backward": _fake_quantize_backward,
-    "quantize": _quantize,
-    "dequantize": _dequantize,
-    "tensor_statistics": _tensor_statistics,
-    "histogram": _histogram,
-}
+load()
+raw = torch.ops.pytorch_quantizer  # what ops/ calls, whatever is behind it

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pytorch_quantizer.backend import SCHEMAS, backend, module_path
+from pytorch_quantizer.backend import backend, module_path
+from pytorch_quantizer.fallback import SCHEMAS
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "pytorch_quantizer"
@@ -51,8 +52,10 @@ def run(arguments, cwd=ROOT, **environment):
 def test_without_kernels_plain_pytorch_runs_after_one_warning(tmp_path):
     package = tmp_path / "pytorch_quantizer"
     package.mkdir()
-    for name in ("ops", "reference", "backend", "errors"):
+    for name in ("backend", "fallback", "errors"):
         shutil.copy(PACKAGE / f"{name}.py", package)
+    for name in ("ops", "reference"):
+        shutil.copytree(PACKAGE / name, package / name)
     (package / "__init__.py").touch()
     done = run([sys.executable, "-c", FALLBACK], cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,22 @@
+"""The Python face of each kernel: argument checks, fake (meta) version, autograd; one file an op family.
+The arithmetic lives in kernels/ and, in plain PyTorch, in reference/; which of the two runs is decided in backend.py.
+
+Everywhere: `scale` is float32 and `zero_point` int32, both [] with axis None (per tensor) or [C] with `axis` naming the
+dimension of size C (per channel). An s that isn't positive and finite gives NaN; values are never read on the host.
+"""
+
+from pytorch_quantizer.fallback import ROUNDINGS
+from pytorch_quantizer.ops.statistics import MAX_BINS, STATISTICS, histogram, tensor_statistics
+from pytorch_quantizer.ops.uniform import dequantize, fake_quantize, fake_quantize_, quantize
+
+__all__ = [
+    "MAX_BINS",
+    "ROUNDINGS",
+    "STATISTICS",
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_",
+    "histogram",
+    "quantize",
+    "tensor_statistics",
+]

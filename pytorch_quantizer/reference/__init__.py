@@ -1,0 +1,26 @@
+"""The kernels in plain PyTorch: the specification they are tested against, bit for bit, and what runs without them.
+Nothing here checks arguments (ops/ does), carries a graph, or is meant to be fast. It imports torch alone.
+"""
+
+from pytorch_quantizer.reference.rounding import uniform24
+from pytorch_quantizer.reference.statistics import histogram, tensor_statistics
+from pytorch_quantizer.reference.uniform import (
+    dequantize,
+    fake_quantize,
+    fake_quantize_,
+    fake_quantize_backward,
+    quantize,
+    smallest_dtype,
+)
+
+__all__ = [
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_",
+    "fake_quantize_backward",
+    "histogram",
+    "quantize",
+    "smallest_dtype",
+    "tensor_statistics",
+    "uniform24",
+]

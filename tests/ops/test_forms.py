@@ -1,0 +1,64 @@
+"""out= and in-place forms: any layout, overlap, autograd."""
+
+import pytest
+import torch
+from hard_inputs import DTYPES, LAYOUTS, assert_same, hard_grid, hard_tensor
+
+from pytorch_quantizer import InputError, ops, reference
+from pytorch_quantizer.backend import module_path
+
+
+class TestForms:
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_out_of_any_layout(self, device, layout):
+        x = hard_tensor(layout, device=device)
+        grid = (*hard_grid(x, 1), 0, 15)
+        expected = reference.fake_quantize(x, *grid, axis=1, rounding="stochastic", seed=4)
+        for out in (torch.empty(x.shape, device=device), torch.empty(x.shape[::-1], device=device).permute(3, 2, 1, 0)):
+            got = ops.fake_quantize(x, *grid, axis=1, rounding="stochastic", seed=4, out=out)
+            assert got is out
+            assert_same(out.contiguous(), expected.contiguous())
+
+    @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
+    def test_in_place(self, device, layout):
+        for dtype in DTYPES:
+            x = hard_tensor(layout, dtype, device)
+            grid = (*hard_grid(x, 1), 0, 15)
+            expected = reference.fake_quantize(x, *grid, axis=1)
+            assert ops.fake_quantize(x, *grid, axis=1, out=torch.empty_like(x)) is not x
+            assert ops.fake_quantize_(x, *grid, axis=1) is x
+            assert_same(x.contiguous(), expected.contiguous())
+
+    def test_strided_in_place_leaves_the_rest_alone(self, device):
+        wide = torch.full((100, 10), 0.3, device=device)
+        ops.fake_quantize_(wide[:, ::2], *hard_grid(wide, None), 0, 15)
+        assert (wide[:, 1::2] == 0.3).all()
+        assert (wide[:, ::2] != 0.3).all()
+
+    def test_no_gradient_is_lost_in_silence(self, device):
+        x = torch.ones(3, device=device, requires_grad=True)
+        grid = (*hard_grid(x, None), 0, 15)
+        with pytest.raises(InputError, match=r"fake_quantize_ has no gradient .* torch\.no_grad"):
+            ops.fake_quantize_(x, *grid)
+        with pytest.raises(InputError, match=r"out= has no gradient"):
+            ops.fake_quantize(x, *grid, out=torch.empty(3, device=device))
+        with torch.no_grad():
+            ops.fake_quantize_(x, *grid)
+
+    def test_autograd_notices_that_a_saved_tensor_was_overwritten(self, device):
+        for write in (ops.fake_quantize_, lambda y, *grid: ops.fake_quantize(y.clone(), *grid, out=y)):
+            x = torch.ones(3, device=device, requires_grad=True)
+            y = x.exp()  # saves its result
+            with torch.no_grad():
+                write(y.detach(), *hard_grid(y, None), 0, 15)
+            with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+                y.sum().backward()
+
+    @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
+    def test_out_that_shares_memory_is_refused(self, device):
+        x = torch.zeros(100, device=device)
+        grid = (*hard_grid(x, None), 0, 15)
+        with pytest.raises(RuntimeError, match="not overlap"):
+            ops.fake_quantize(x[:90], *grid, out=x[10:])
+        with pytest.raises(RuntimeError, match="expanded"):
+            ops.fake_quantize(x, *grid, out=torch.zeros(1, device=device).expand(100))

@@ -1,0 +1,61 @@
+"""histogram against the reference and numpy, count by count."""
+
+import pytest
+import torch
+from hard_inputs import DTYPES, LAYOUTS, assert_same, hard_tensor, hard_values
+from op_checks import AXES, check_histograms, raw
+
+from pytorch_quantizer import InputError, ops
+
+
+class TestHistogram:
+    EXPONENTS = (-126, -60, -12, -8, -1, 0, 1, 30, 127)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_matches_the_reference(self, device, layout, dtype):
+        x = hard_tensor(layout, dtype, device)
+        for axis in AXES:
+            check_histograms(x, axis, (-8, 1))
+
+    @pytest.mark.parametrize("bins", [2, 64, 2048, 4096, 8192, 2**15])
+    def test_every_number_of_bins_and_width(self, device, bins):
+        edges = torch.arange(-1030, 1030) * torch.tensor([2.0**-8, 2.0**-126, 2.0**117])[:, None]
+        around = [edges, torch.nextafter(edges, torch.tensor(3e38)), torch.nextafter(edges, torch.tensor(-3e38))]
+        x = torch.cat([*map(torch.flatten, around), hard_values(5000)]).to(device)
+        check_histograms(x, None, self.EXPONENTS, bins)
+
+    def test_instruction_sets_agree(self, isa, monkeypatch):
+        x, exponent = hard_values(70_000).view(7, 10_000), torch.arange(-3, 4)
+        here = ops.histogram(x, exponent, bins=2048, axis=0)
+        monkeypatch.setenv("PQ_CPU_CAPABILITY", "baseline")
+        assert_same(here, ops.histogram(x, exponent, bins=2048, axis=0))
+
+    def test_sizes_around_the_chunks(self, device):
+        for n in (0, 1, 3, 4, 5, 2047, 2048, 2049, 16383, 16385, 70_001):
+            x = hard_values(n).to(device)
+            check_histograms(x, None, (-3,))
+            check_histograms(torch.stack([x, x + 1, x * 2], 1), 1, (-3,))
+            check_histograms(torch.stack([x, x + 1, x * 2]), 0, (-3,), 64)
+
+    def test_any_number_of_threads_counts_the_same(self, threads):
+        x, exponent = torch.randn(3, 200_001, generator=torch.Generator().manual_seed(0)), torch.tensor([-8, -7, -3])
+        found = []
+        for count in (1, 2, 3, 7):
+            threads(count)
+            found.append(ops.histogram(x, exponent, bins=2048, axis=0))
+        assert all(torch.equal(found[0], other) for other in found[1:])
+        assert found[0].sum(1).tolist() == [200_001] * 3
+
+    def test_refusals(self):
+        x, exponent = torch.ones(2, 3), torch.zeros(3, dtype=torch.int64)
+        for bins in (0, 1, 3, 2**25):
+            with pytest.raises(InputError, match=rf"bins must be a power of two from 2 to 16777216, got {bins}"):
+                ops.histogram(x, exponent, bins=bins, axis=1)
+        for wrong, axis in ((exponent, None), (exponent, 0), (exponent.int(), 1), (exponent.to("meta"), 1)):
+            with pytest.raises(InputError, match=r"exponent must be int64 \[.*\] on x's device cpu, got"):
+                ops.histogram(x, wrong, bins=2, axis=axis)
+        with pytest.raises(RuntimeError, match="exponent must have one element a channel"):
+            raw.histogram(x, exponent, 2, 0)
+        with pytest.raises(RuntimeError, match="bins must be a power of two"):
+            raw.histogram(x, exponent, 3, 1)

@@ -1,0 +1,69 @@
+"""tensor_statistics against the reference and numpy."""
+
+import pytest
+import torch
+from hard_inputs import DTYPES, LAYOUTS, assert_same
+from op_checks import AXES, both, check_statistics
+
+from pytorch_quantizer import ops
+
+
+class TestStatistics:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_matches_float64(self, device, layout, dtype):
+        x = LAYOUTS[layout](torch.randn(3, 19, 5, 23, generator=torch.Generator().manual_seed(0)).to(device, dtype))
+        for axis in AXES:
+            check_statistics(x, axis)
+
+    def test_instruction_sets_agree_to_the_bit(self, isa, monkeypatch):
+        for x in (torch.randn(70, 333, 3), torch.randn(70, 333, 3).half()):
+            for axis in (None, 0, 1, 2):
+                here = ops.tensor_statistics(x, axis=axis)
+                monkeypatch.setenv("PQ_CPU_CAPABILITY", "baseline")
+                assert_same(here, ops.tensor_statistics(x, axis=axis))
+                monkeypatch.setenv("PQ_CPU_CAPABILITY", isa)
+
+    def test_sizes_around_the_chunks(self, device):
+        for n in (1, 3, 4, 5, 255, 256, 257, 2047, 2048, 2049, 16383, 16384, 16385, 70001):
+            x = torch.randn(n, generator=torch.Generator().manual_seed(n)).to(device)
+            check_statistics(x, None)
+            check_statistics(torch.stack([x, x + 1, x * 2], 1), 1)
+            check_statistics(torch.stack([x, x + 1, x * 2]), 0)
+
+    def test_many_channels(self, device):
+        check_statistics(torch.randn(5, 5001, generator=torch.Generator().manual_seed(0)).to(device), 1)
+        check_statistics(torch.randn(5001, 5, generator=torch.Generator().manual_seed(0)).to(device), 0)
+
+    def test_empty(self, device):
+        inf = float("inf")
+        for x, axis in ((torch.zeros(0), None), (torch.zeros(2, 0), 0), (torch.zeros(0, 2), 1)):
+            got = ops.tensor_statistics(x.to(device), axis=axis).reshape(9, -1)[:, 0]
+            assert got.tolist() == [0, inf, -inf, 0, 0, 0, 0, 0, 0]
+        assert ops.tensor_statistics(torch.zeros(2, 0, device=device), axis=1).shape == (9, 0)
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    @pytest.mark.parametrize("place", [0, 37, 2047, 4998, 4999])
+    def test_what_is_not_finite_shows(self, device, value, place):
+        x = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+        x[place] = value
+        got, expected = both("tensor_statistics", x.to(device))
+        assert torch.equal(got.isfinite(), expected.isfinite())
+        exact = [0, 1, 2, 6]
+        assert_same(got[exact], expected[exact])
+        wide = torch.stack([x, torch.ones(5000)], 1).to(device)
+        assert ops.tensor_statistics(wide, axis=1)[:, 1].isfinite().all()
+
+    def test_signed_zeros_do_not_depend_on_the_order(self, device):
+        x = torch.tensor([-0.0, 0.0] * 50, device=device)
+        for values in (x, -x):
+            assert not torch.signbit(ops.tensor_statistics(values)[1:3]).any()
+
+    def test_huge_values_do_not_overflow(self, device):
+        statistics = ops.tensor_statistics(torch.full((1000,), 3.4e38, device=device))
+        assert statistics.isfinite().all()
+
+    def test_repeats_to_the_bit(self, device):
+        x = torch.randn(3, 70001, device=device)
+        for axis in (None, 0):
+            assert_same(ops.tensor_statistics(x, axis=axis), ops.tensor_statistics(x, axis=axis))
