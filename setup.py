@@ -19,6 +19,7 @@ DEFINES = [("TORCH_TARGET_VERSION", "0x020b000000000000")]
 # Results are IEEE to the bit: nothing may fuse a multiplication into an addition. The other three change no value;
 # they let the compiler vectorise comparisons, rounding and division that nobody checks the exception flags of.
 CXX_FLAGS = ["-O3", "-std=c++20", "-Wall", "-Wextra", "-fvisibility=hidden"]
+CXX_FLAGS += ["-Wno-psabi"]  # vectors pass between inlined functions alone, where no calling convention matters
 CXX_FLAGS += ["-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fno-semantic-interposition"]
 NVCC_FLAGS = ["-O3", "-std=c++20", "--fmad=false", "--ftz=false", "--prec-div=true", "--prec-sqrt=true"]
 NVCC_FLAGS += ["-Xcompiler", "-Wall,-Wextra,-fvisibility=hidden"]

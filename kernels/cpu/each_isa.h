@@ -8,22 +8,23 @@ namespace pq::baseline {
 #if defined(PQ_X86)
 
 #if defined(__clang__)
-#pragma clang attribute push(__attribute__((target("avx2"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC target("avx2")
+#pragma GCC target("avx2,f16c")
 #endif
+#define PQ_F16C 1  // there are instructions for float16
 namespace pq::avx2 {
 [[maybe_unused]] constexpr int kRegister = 8;  // floats in a register
 #include PQ_LOOPS
 }  // namespace pq::avx2
 #if defined(__clang__)
 #pragma clang attribute pop
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,f16c"))), apply_to = function)
 #else
 #pragma GCC pop_options
 #pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512")
 #endif
 namespace pq::avx512 {
 [[maybe_unused]] constexpr int kRegister = 16;  // floats in a register
@@ -35,5 +36,6 @@ namespace pq::avx512 {
 #pragma GCC pop_options
 #endif
 
+#undef PQ_F16C
 #endif  // PQ_X86
 #undef PQ_LOOPS

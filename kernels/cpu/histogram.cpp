@@ -4,7 +4,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include <algorithm>
 #include <atomic>
+#include <limits>
 #include <utility>
 
 #include "isa.h"
@@ -17,65 +19,92 @@ namespace pq {
 
 namespace {
 
-constexpr int kTables = 4;             // neighbours that are alike count in different places: none waits for the other
-constexpr int64_t kTabledBins = 4096;  // of more bins, tables would leave the first-level caches
-constexpr int64_t kFull = INT64_C(1) << 30;
+constexpr int kTables = 4;  // neighbours that are alike count in different places: none waits for the other
+constexpr int32_t kSmallBins = 4096;  // of these, four tables fit in a first-level cache
 
-// Counts of one channel on the way.
+// Counts of one channel on the way. Place and Count are as narrow as they may be, so that tables stay in the cache.
+template <class Count, int tables>
 class Tables {
  public:
-  Tables(int64_t entries, bool many) : entries_(entries), many_(many), counts_((many ? kTables : 1) * entries) {}
+  explicit Tables(int32_t bins) : bins_(bins), places_(bins + kBesidePlaces), counts_(tables * places_), sums_(places_) {}
 
-  void add(const int32_t* index, int64_t n) {
-    uint32_t* counts = counts_.data();
-    int64_t i = 0;
-    if (many_) {
-      for (; i + kTables <= n; i += kTables) {
-        for (int t = 0; t < kTables; ++t) ++counts[t * entries_ + index[i + t]];
+  void add(const float* x, int64_t n, float inverse) {
+    const int64_t most = n / tables + kRegisters;  // in one table, if all are alike
+    if (since_ + most > std::numeric_limits<Count>::max()) empty();
+    count_(x, n, {inverse, bins_}, counts_.data());
+    since_ += most;
+  }
+
+  // Adds everything to a row of the result; `alone` if no other thread does.
+  void move_to(int64_t* row, bool alone) {
+    empty();
+    for (int32_t place = 0; place < places_; ++place) {
+      const int64_t count = std::exchange(sums_[place], 0);
+      int64_t& entry = row[entry_of(place, bins_)];
+      if (alone) {
+        entry += count;
+      } else if (count) {
+        std::atomic_ref<int64_t>(entry).fetch_add(count, std::memory_order_relaxed);
       }
     }
-    for (; i < n; ++i) ++counts[index[i]];
-    added_ += n;
-  }
-  bool full() const { return added_ >= kFull; }
-
-  void move_to(int64_t* row) {
-    if (!added_) return;
-    for (int64_t entry = 0; entry < entries_; ++entry) {
-      int64_t count = 0;
-      for (size_t at = entry; at < counts_.size(); at += entries_) count += std::exchange(counts_[at], 0);
-      if (count) std::atomic_ref<int64_t>(row[entry]).fetch_add(count, std::memory_order_relaxed);
-    }
-    added_ = 0;
   }
 
  private:
-  int64_t entries_, added_ = 0;
-  bool many_;
-  std::vector<uint32_t> counts_;
+  void empty() {
+    for (int t = 0; t < tables; ++t) {
+      for (int32_t place = 0; place < places_; ++place) sums_[place] += counts_[t * places_ + place];
+    }
+    std::fill(counts_.begin(), counts_.end(), Count{0});
+    since_ = 0;
+  }
+
+  static constexpr int64_t kRegisters = 16;  // what fills no register goes into the first table
+
+  int32_t bins_, places_;
+  int64_t since_ = 0;
+  decltype(&baseline::count_values<Count, tables>) count_ = PQ_PICK(count_values<Count, tables>);
+  std::vector<Count> counts_;
+  std::vector<int64_t> sums_;
 };
 
-void count(const Walk& walk, const int64_t* exponent, int32_t bins, int64_t* rows) {
-  const auto bins_of = PQ_PICK(bins_of);
-  const int64_t entries = bins + kBesideBins;
-  const bool many = bins <= kTabledBins && walk.per_channel >= kTables * entries;
-  torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
+// Channels of so few elements that tables would cost more than they save: a chunk counts in its row at once.
+void count_small(const Walk& walk, const int64_t* exponent, int32_t bins, int64_t* rows) {
+  torch::stable::parallel_for(0, walk.channels, chunk_grain(walk), [&](int64_t first, int64_t last) {
     alignas(64) float buffer[kChunk];
-    alignas(64) int32_t index[kChunk];
-    Tables tables(entries, many);
-    for (int64_t unit = first; unit < last; ++unit) {
-      const int64_t channel = unit / walk.chunks, begin = unit % walk.chunks * kChunk;
-      const int64_t n = std::min(kChunk, walk.per_channel - begin);
-      bins_of(gather(walk, channel, begin, begin + n, buffer), n, {inverse_width(exponent[channel]), bins}, index);
-      int64_t* row = rows + channel * entries;
-      if (walk.chunks == 1) {  // nobody else counts in this row
-        for (int64_t i = 0; i < n; ++i) ++row[index[i]];
-        continue;
+    for (int64_t channel = first; channel < last; ++channel) {
+      const Bins own{inverse_width(exponent[channel]), bins};
+      int64_t* row = rows + channel * (bins + kBesideBins);
+      for (int64_t chunk = 0; chunk < walk.chunks; ++chunk) {
+        const int64_t begin = walk.begin(chunk), n = walk.end(chunk) - begin;
+        const float* x = gather(walk, channel, begin, begin + n, buffer);
+        for (int64_t i = 0; i < n; ++i) ++row[entry_of(place_of<float, int32_t>(x[i], own), bins)];
       }
-      tables.add(index, n);
-      if (unit + 1 == last || (unit + 1) / walk.chunks != channel || tables.full()) tables.move_to(row);
     }
   });
+}
+
+template <class Count, int tables>
+void count_tables(const Walk& walk, const int64_t* exponent, int32_t bins, int64_t* rows) {
+  torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
+    alignas(64) float buffer[kChunk];
+    Tables<Count, tables> counts(bins);
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t channel = task / walk.chunks, chunk = task % walk.chunks;
+      const int64_t begin = walk.begin(chunk), end = walk.end(chunk);
+      counts.add(gather(walk, channel, begin, end, buffer), end - begin, inverse_width(exponent[channel]));
+      if (task + 1 < last && chunk + 1 < walk.chunks) continue;
+      const bool alone = channel * walk.chunks >= first && (channel + 1) * walk.chunks <= last;
+      counts.move_to(rows + channel * (bins + kBesideBins), alone);
+    }
+  });
+}
+
+void count(const Walk& walk, const int64_t* exponent, int32_t bins, int64_t* rows) {
+  if (walk.per_channel < bins / 2) return count_small(walk, exponent, bins, rows);
+  if (walk.per_channel >= 4 * bins && bins <= kSmallBins) {
+    return count_tables<uint16_t, kTables>(walk, exponent, bins, rows);
+  }
+  count_tables<uint32_t, 1>(walk, exponent, bins, rows);
 }
 
 Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {

@@ -14,13 +14,15 @@ namespace {
 Isa best_isa() {
 #if defined(PQ_X86)
   __builtin_cpu_init();
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("f16c")) return Isa::baseline;
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
     return Isa::avx512;
   }
-  if (__builtin_cpu_supports("avx2")) return Isa::avx2;
-#endif
+  return Isa::avx2;
+#else
   return Isa::baseline;
+#endif
 }
 
 std::string cpu_capability() { return pick<const char*>("avx512", "avx2", "baseline"); }

@@ -1,4 +1,4 @@
-// Conversions of rows, the streaming store, and the channels' grids: what all elementwise CPU ops share.
+// Conversions of rows and the channels' grids: what all elementwise CPU ops share.
 #include "rows.h"
 
 #include <torch/headeronly/util/BFloat16.h>
@@ -10,7 +10,7 @@
 #include "isa.h"
 
 #if defined(PQ_X86)
-#include <emmintrin.h>
+#include <immintrin.h>
 #endif
 
 namespace pq {

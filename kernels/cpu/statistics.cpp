@@ -12,7 +12,8 @@ namespace pq {
 namespace {
 
 constexpr int kLanes = 4;  // of the sums, whatever the registers' width: it fixes the order in which they add
-constexpr int kStep = 8;   // elements a turn of the first read's loop
+constexpr int kStep = 8;   // elements a turn of the loops
+constexpr int64_t kConverted = 4 * kRow;  // elements of a half type brought into float32 at a time
 using FloatLanes = float __attribute__((vector_size(kLanes * sizeof(float))));
 using DoubleLanes = double __attribute__((vector_size(kLanes * sizeof(double))));
 using LongLanes = int64_t __attribute__((vector_size(kLanes * sizeof(int64_t))));
@@ -31,29 +32,33 @@ namespace pq {
 
 namespace {
 
-// body(channel, chunk, elements, n) for each chunk of each channel, over torch's threads.
+// body(channel, chunk, elements, n) for each chunk of each channel, in the order of memory, over torch's threads.
 template <class Body>
 void for_each_chunk(const Walk& walk, const Body& body) {
   torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
     alignas(64) float buffer[kChunk];
-    for (int64_t unit = first; unit < last; ++unit) {
-      const int64_t channel = unit / walk.chunks, chunk = unit % walk.chunks;
-      const int64_t begin = chunk * kChunk, end = std::min(begin + kChunk, walk.per_channel);
+    for (int64_t task = first; task < last; ++task) {
+      const int64_t inner = walk.channels_outside ? walk.chunks : walk.channels;
+      const int64_t channel = walk.channels_outside ? task / inner : task % inner;
+      const int64_t chunk = walk.channels_outside ? task % inner : task / inner;
+      const int64_t begin = walk.begin(chunk), end = walk.end(chunk);
       body(channel, chunk, gather(walk, channel, begin, end, buffer), end - begin);
     }
   });
 }
 
-// body(chunk, channel, elements, n): neighbouring channels of one row after the other, a chunk of rows a task.
+// body(chunk, elements, rows): rows of all channels, `channels` apart. What must be converted comes a few rows at a time.
 template <class Body>
-void for_each_row_of_channels(const Walk& walk, const Body& body) {
+void for_each_chunk_of_rows(const Walk& walk, const Body& body) {
   const int64_t grain = std::max<int64_t>(1, kRowsPerThread * kRow / (kChunkOfRows * walk.channels));
+  const int64_t at_once = walk.source.convert ? std::max<int64_t>(1, kConverted / walk.channels) : kChunkOfRows;
   torch::stable::parallel_for(0, walk.chunks, grain, [&](int64_t first, int64_t last) {
-    alignas(64) float buffer[kRow];
-    for (int64_t row = first * kChunkOfRows; row < std::min(last * kChunkOfRows, walk.per_channel); ++row) {
-      for (int64_t c = 0; c < walk.channels; c += kRow) {
-        const int64_t n = std::min(kRow, walk.channels - c);
-        body(row / kChunkOfRows, c, walk.source.load(row * walk.channels + c, n, buffer), n);
+    std::vector<float> buffer(walk.source.convert ? at_once * walk.channels : 0);
+    for (int64_t chunk = first; chunk < last; ++chunk) {
+      const int64_t end = std::min((chunk + 1) * kChunkOfRows, walk.per_channel);
+      for (int64_t row = chunk * kChunkOfRows; row < end; row += at_once) {
+        const int64_t rows = std::min(at_once, end - row), n = rows * walk.channels;
+        body(chunk, walk.source.load(row * walk.channels, n, buffer.data()), rows);
       }
     }
   });
@@ -77,9 +82,9 @@ void read_first(const Walk& walk, double* out) {
     for (int64_t c = 0; c < channels; ++c) First().write(partial.data() + chunk * size + c, channels);
   }
   if (walk.rows) {
-    const auto add = PQ_PICK(first_channels);
-    for_each_row_of_channels(walk, [&](int64_t chunk, int64_t c, const float* x, int64_t n) {
-      add(x, n, partial.data() + chunk * size + c, channels);
+    const auto add = PQ_PICK(first_rows);
+    for_each_chunk_of_rows(walk, [&](int64_t chunk, const float* x, int64_t rows) {
+      add(x, rows, channels, channels, partial.data() + chunk * size, channels);
     });
   } else {
     const auto sum = PQ_PICK(first_chunk);
@@ -104,9 +109,9 @@ void read_second(const Walk& walk, double* out) {
   const double* mean = out + kMeanOut * channels;
   std::vector<double> partial(std::max<int64_t>(1, walk.chunks) * size);
   if (walk.rows) {
-    const auto add = PQ_PICK(second_channels);
-    for_each_row_of_channels(walk, [&](int64_t chunk, int64_t c, const float* x, int64_t n) {
-      add(x, n, mean + c, partial.data() + chunk * size + c, channels);
+    const auto add = PQ_PICK(second_rows);
+    for_each_chunk_of_rows(walk, [&](int64_t chunk, const float* x, int64_t rows) {
+      add(x, rows, channels, channels, mean, partial.data() + chunk * size, channels);
     });
   } else {
     const auto sum = PQ_PICK(second_chunk);

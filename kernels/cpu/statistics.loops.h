@@ -6,34 +6,45 @@ constexpr int kWide = kRegister < kStep ? kRegister : kStep;
 using WideLanes = float __attribute__((vector_size(kWide * sizeof(float))));
 using WideIntLanes = int32_t __attribute__((vector_size(kWide * sizeof(int32_t))));
 
-// Two sets of lanes, taken in turns: an addition needn't wait for the one before it.
+// Four channels, or four neighbours of one. Two such sets are filled in turns: no addition waits for the one before it.
 struct FirstSums {
   DoubleLanes sum{}, positive_sum{}, positive_square{};
 
   void add(const float* x) {
     FloatLanes v;
     __builtin_memcpy(&v, x, sizeof v);
-    const FloatLanes positive = v > 0.0f ? v : FloatLanes{};
-    const DoubleLanes kept = PQ_WIDENED(positive);
-    sum += PQ_WIDENED(v);
+    const DoubleLanes wide = PQ_WIDENED(v);
+    const DoubleLanes kept = wide > 0.0 ? wide : DoubleLanes{};
+    sum += wide;
     positive_sum += kept;
     positive_square += kept * kept;
   }
 };
 
+// NaN is in no end and in no count: the sum tells of it.
 struct FirstEnds {
-  WideIntLanes positive_count{}, is_nan{};
+  WideIntLanes positive_count{};
   WideLanes low = WideLanes{} + INFINITY, high = WideLanes{} - INFINITY;
 
   void add(const float* x) {
     WideLanes v;
     __builtin_memcpy(&v, x, sizeof v);
     positive_count -= v > 0.0f;  // true is -1
-    is_nan |= v != v;
     low = v < low ? v : low;
     high = v > high ? v : high;
   }
 };
+
+inline bool any_nan(const float* x, int64_t n, int64_t stride) {
+  bool found = false;
+  for (int64_t i = 0; i < n; ++i) found |= x[i * stride] != x[i * stride];
+  return found;
+}
+
+// A sum that is NaN has met one, or infinities of both signs.
+inline void find_nan(First& total, const float* x, int64_t n, int64_t stride) {
+  if (total.sum != total.sum && any_nan(x, n, stride)) total.low = total.high = NAN;
+}
 
 // results: kFirst numbers, `step` apart.
 inline void first_chunk(const float* x, int64_t n, double* results, int64_t step) {
@@ -52,17 +63,18 @@ inline void first_chunk(const float* x, int64_t n, double* results, int64_t step
     total.add({sum[lane], positive_sum[lane], positive_square[lane], 0.0, INFINITY, -INFINITY});
   }
   for (int lane = 0; lane < kWide; ++lane) {
-    const double nan = ends.is_nan[lane] ? NAN : 0.0, count = ends.positive_count[lane];
-    total.add({0.0, 0.0, 0.0, count, ends.low[lane] + nan, ends.high[lane] + nan});
+    total.add({0.0, 0.0, 0.0, static_cast<double>(ends.positive_count[lane]), ends.low[lane], ends.high[lane]});
   }
   for (; i < n; ++i) total.add(First::of(x[i]));
+  find_nan(total, x, n, 1);
   total.write(results, step);
 }
 
 struct SecondSums {
   DoubleLanes absolute{}, square{};
 
-  void add(const float* x, double mean) {
+  template <class Mean>
+  void add(const float* x, Mean mean) {
     FloatLanes v;
     __builtin_memcpy(&v, x, sizeof v);
     const DoubleLanes centred = PQ_WIDENED(v) - mean;
@@ -94,27 +106,62 @@ inline void second_chunk(const float* x, int64_t n, double mean, double* results
   results[step] = total_square;
 }
 
-// Channels innermost: x is n neighbouring channels, results their partial sums, kFirst rows `step` apart.
-inline void first_channels(const float* x, int64_t n, double* results, int64_t step) {
-  PQ_INDEPENDENT
-  for (int64_t c = 0; c < n; ++c) {
-    const double v = x[c];
-    const double kept = v > 0.0 ? v : 0.0;
-    double* result = results + c;
-    result[kSum * step] += v;
-    result[kPositiveSum * step] += kept;
-    result[kPositiveSquare * step] += kept * kept;
-    result[kPositiveCount * step] += v > 0.0 ? 1.0 : 0.0;
-    result[kLow * step] = (v < result[kLow * step]) | (v != v) ? v : result[kLow * step];
-    result[kHigh * step] = (v > result[kHigh * step]) | (v != v) ? v : result[kHigh * step];
+// Channels innermost: `rows` rows, `stride` apart, of n neighbouring channels; results are their partial sums so far, in
+// rows `step` apart. Lanes are channels here.
+inline void first_tile(const float* x, int64_t rows, int64_t stride, double* results, int64_t step) {
+  FirstSums sums[kStep / kLanes];
+  FirstEnds ends[kStep / kWide];
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int at = 0; at < kStep; at += kLanes) sums[at / kLanes].add(x + row * stride + at);
+    for (int at = 0; at < kStep; at += kWide) ends[at / kWide].add(x + row * stride + at);
+  }
+  for (int c = 0; c < kStep; ++c) {
+    const FirstSums& sum = sums[c / kLanes];
+    const FirstEnds& end = ends[c / kWide];
+    const int lane = c % kLanes, wide = c % kWide;
+    First total{sum.sum[lane],        sum.positive_sum[lane],
+                sum.positive_square[lane], static_cast<double>(end.positive_count[wide]),
+                end.low[wide],        end.high[wide]};
+    find_nan(total, x + c, rows, stride);
+    total.add(First::read(results + c, step));
+    total.write(results + c, step);
   }
 }
 
-inline void second_channels(const float* x, int64_t n, const double* mean, double* results, int64_t step) {
-  PQ_INDEPENDENT
-  for (int64_t c = 0; c < n; ++c) {
-    const double centred = static_cast<double>(x[c]) - mean[c];
-    results[c] += std::fabs(centred);
-    results[step + c] += centred * centred;
+inline void first_rows(const float* x, int64_t rows, int64_t stride, int64_t n, double* results, int64_t step) {
+  int64_t c = 0;
+  for (; c + kStep <= n; c += kStep) first_tile(x + c, rows, stride, results + c, step);
+  for (; c < n; ++c) {
+    First total;
+    for (int64_t row = 0; row < rows; ++row) total.add(First::of(x[row * stride + c]));
+    total.add(First::read(results + c, step));
+    total.write(results + c, step);
+  }
+}
+
+inline void second_tile(const float* x, int64_t rows, int64_t stride, const double* mean, double* results,
+                        int64_t step) {
+  SecondSums sums[kStep / kLanes];
+  DoubleLanes means[kStep / kLanes];
+  __builtin_memcpy(means, mean, sizeof means);
+  for (int64_t row = 0; row < rows; ++row) {
+    for (int at = 0; at < kStep; at += kLanes) sums[at / kLanes].add(x + row * stride + at, means[at / kLanes]);
+  }
+  for (int c = 0; c < kStep; ++c) {
+    results[c] += sums[c / kLanes].absolute[c % kLanes];
+    results[step + c] += sums[c / kLanes].square[c % kLanes];
+  }
+}
+
+inline void second_rows(const float* x, int64_t rows, int64_t stride, int64_t n, const double* mean, double* results,
+                        int64_t step) {
+  int64_t c = 0;
+  for (; c + kStep <= n; c += kStep) second_tile(x + c, rows, stride, mean + c, results + c, step);
+  for (; c < n; ++c) {
+    for (int64_t row = 0; row < rows; ++row) {
+      const double centred = static_cast<double>(x[row * stride + c]) - mean[c];
+      results[c] += std::fabs(centred);
+      results[step + c] += centred * centred;
+    }
   }
 }

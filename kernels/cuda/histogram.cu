@@ -20,7 +20,7 @@ __device__ void count_part(const T* x, const Layout& layout, int64_t begin, int6
   for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
     int64_t inner;
     const int64_t offset = layout.dims == 1 ? i * layout.stride[kInput][0] : locate(layout, i, inner).offset[kInput];
-    atomicAdd(counts + bin_of(static_cast<float>(x[offset]), bins), Counter{1});
+    atomicAdd(counts + entry_of(place_of<float, int32_t>(static_cast<float>(x[offset]), bins), bins.bins), Counter{1});
   }
 }
 
