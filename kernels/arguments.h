@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "histogram.h"
+#include "layout.h"
 #include "quantize.h"
 
 namespace pq {
@@ -19,7 +20,7 @@ using torch::stable::Tensor;
 
 struct GridArguments {
   const Tensor& scale;
-  const Tensor& zero_point;
+  const Tensor& zero_point;  // int32, or float32 where it is being learned
   float qmin, qmax;
   int64_t axis;  // -1: per tensor
   Rounding rounding;
@@ -40,6 +41,27 @@ inline GridArguments grid_arguments(const Tensor& scale, const Tensor& zero_poin
           {static_cast<uint64_t>(seed), static_cast<uint64_t>(offset)}};
 }
 
+inline void check_like(const Tensor& x, const Tensor& other, const char* name) {
+  bool same = x.dim() == other.dim() && x.scalar_type() == other.scalar_type() && x.device() == other.device();
+  for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == other.size(d);
+  STD_TORCH_CHECK(same, name, " must have the input's shape, dtype and device");
+}
+
+// What comes before the quantizer in one pass with it: an addition, rounded to the tensors' type, and a ReLU.
+struct Before {
+  bool adds, relu;
+};
+
+// visit.operator()<B>() with it as a template argument.
+template <class Visit>
+void with_before(Before before, const Visit& visit) {
+  if (before.adds) {
+    before.relu ? visit.template operator()<Before{true, true}>() : visit.template operator()<Before{true, false}>();
+  } else {
+    before.relu ? visit.template operator()<Before{false, true}>() : visit.template operator()<Before{false, false}>();
+  }
+}
+
 // What ops/ has checked, for those who call the raw ops: a wrong shape or type must not read foreign memory.
 inline void check_grid(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t axis) {
   STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
@@ -49,13 +71,16 @@ inline void check_grid(const Tensor& x, const Tensor& scale, const Tensor& zero_
     STD_TORCH_CHECK(parameter->device() == x.device(), "scale and zero_point must be on the tensor's device");
   }
   STD_TORCH_CHECK(scale.scalar_type() == ScalarType::Float, "scale must be float32");
-  STD_TORCH_CHECK(zero_point.scalar_type() == ScalarType::Int, "zero_point must be int32");
+  const ScalarType type = zero_point.scalar_type();
+  STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Float, "zero_point must be int32 or float32");
 }
 
-inline void check_like(const Tensor& x, const Tensor& other, const char* name) {
-  bool same = x.dim() == other.dim() && x.scalar_type() == other.scalar_type() && x.device() == other.device();
-  for (int64_t d = 0; same && d < x.dim(); ++d) same = x.size(d) == other.size(d);
-  STD_TORCH_CHECK(same, name, " must have the input's shape, dtype and device");
+// The gradients of what is learned: ds and dz, each like its parameter.
+inline void check_learned(const Tensor& scale, const Tensor& zero_point, const Tensor& ds, const Tensor& dz) {
+  check_like(scale, ds, "the scale's gradient");
+  check_like(scale, dz, "the zero point's gradient");
+  STD_TORCH_CHECK(zero_point.scalar_type() == ScalarType::Float, "a zero point that is learned must be float32");
+  STD_TORCH_CHECK(is_dense(ds) && is_dense(dz), "the gradients of scale and zero_point must be dense");
 }
 
 inline void check_histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {

@@ -25,6 +25,12 @@ struct Random {
   uint64_t seed, counter;
 };
 
+// A zero point that is being learned: the whole number on the grid that runs. NaN stays NaN.
+PQ_INLINE float whole_zero_point(float zero_point, float qmin, float qmax) {
+  const float whole = rintf(zero_point), above = whole < qmin ? qmin : whole;
+  return above > qmax ? qmax : above;
+}
+
 // A scale that isn't positive and finite becomes NaN, and with it everything computed from it.
 PQ_INLINE float valid_scale(float scale) { return scale > 0.0f && scale <= FLT_MAX ? scale : NAN; }
 
@@ -82,6 +88,8 @@ PQ_INLINE float fake_quantize(float x, Grid grid, Rounding rounding, Random rand
   return dequantize(clamp(unclamped(x, grid, rounding, random), grid), grid);
 }
 
+PQ_INLINE float rectify(float x) { return x < 0.0f ? 0.0f : x; }
+
 // NaN has no code: it takes that of zero.
 PQ_INLINE float code(float x, Grid grid, Rounding rounding, Random random) {
   const float q = unclamped(x, grid, rounding, random);
@@ -92,6 +100,18 @@ PQ_INLINE float code(float x, Grid grid, Rounding rounding, Random random) {
 PQ_INLINE float straight_through(float g, float x, Grid grid, Rounding rounding, Random random) {
   const float q = unclamped(x, grid, rounding, random);
   return q >= grid.qmin && q <= grid.qmax ? g : 0.0f;
+}
+
+// Gradients where scale s and zero point z are learned (LSQ, LSQ+): dx, and what to add to ds = Σ g·slope and to
+// dz = −s·Σ outside.
+struct Learned {
+  float dx, slope, outside;
+};
+
+PQ_INLINE Learned learned(float g, float x, Grid grid) {
+  const float v = x / grid.scale, q = rintf(v) + grid.zero_point, kept = clamp(q, grid);
+  const bool inside = q == kept;  // NaN is not
+  return {inside ? g : 0.0f, (kept - grid.zero_point) - (inside ? v : 0.0f), inside ? 0.0f : g};
 }
 
 }  // namespace pq

@@ -10,7 +10,16 @@ STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
   m.def("fake_quantize(Tensor x, " PQ_GRID ") -> Tensor");
   m.def("fake_quantize_(Tensor(a!) x, " PQ_GRID ") -> ()");
   m.def("fake_quantize_out(Tensor x, " PQ_GRID ", Tensor(a!) out) -> ()");
+  m.def("fused_fake_quantize(Tensor x, Tensor? other, bool relu, " PQ_GRID ") -> Tensor");
+  m.def("fused_fake_quantize_out(Tensor x, Tensor? other, bool relu, " PQ_GRID ", Tensor(a!) out) -> ()");
   m.def("fake_quantize_backward(Tensor grad, Tensor x, " PQ_GRID ") -> Tensor");
+  m.def("fake_quantize_backward_out(Tensor grad, Tensor x, " PQ_GRID ", Tensor(a!) out) -> ()");
+  m.def(
+      "learnable_fake_quantize_backward(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, "
+      "int axis, float grad_scale) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "learnable_fake_quantize_backward_out(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int qmin, "
+      "int qmax, int axis, float grad_scale, Tensor(a!) dx, Tensor(b!) dscale, Tensor(c!) dzero_point) -> ()");
   m.def("quantize(Tensor x, " PQ_GRID ", ScalarType dtype) -> Tensor");
   m.def("dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor");
   m.def("tensor_statistics(Tensor x, int axis) -> Tensor");

@@ -14,12 +14,21 @@ ROUNDINGS = ("half_even", "half_away", "stochastic")
 
 _GRID = "Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, int rounding, SymInt seed, SymInt offset"
 
+_LEARNED = "Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, float grad_scale"
+
 # The schemas of kernels/schemas.cpp, used where it isn't built. axis -1: per tensor; rounding: index into ROUNDINGS.
 SCHEMAS = {
     "fake_quantize": f"(Tensor x, {_GRID}) -> Tensor",
     "fake_quantize_": f"(Tensor(a!) x, {_GRID}) -> ()",
     "fake_quantize_out": f"(Tensor x, {_GRID}, Tensor(a!) out) -> ()",
+    "fused_fake_quantize": f"(Tensor x, Tensor? other, bool relu, {_GRID}) -> Tensor",
+    "fused_fake_quantize_out": f"(Tensor x, Tensor? other, bool relu, {_GRID}, Tensor(a!) out) -> ()",
     "fake_quantize_backward": f"(Tensor grad, Tensor x, {_GRID}) -> Tensor",
+    "fake_quantize_backward_out": f"(Tensor grad, Tensor x, {_GRID}, Tensor(a!) out) -> ()",
+    "learnable_fake_quantize_backward": f"({_LEARNED}) -> (Tensor, Tensor, Tensor)",
+    "learnable_fake_quantize_backward_out": (
+        f"({_LEARNED}, Tensor(a!) dx, Tensor(b!) dscale, Tensor(c!) dzero_point) -> ()"
+    ),
     "quantize": f"(Tensor x, {_GRID}, ScalarType dtype) -> Tensor",
     "dequantize": "(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor",
     "tensor_statistics": "(Tensor x, int axis) -> Tensor",
@@ -63,10 +72,35 @@ def _fake_quantize_out(x: Tensor, *grid_out: Any) -> None:
     reference.fake_quantize(x, *positional, **keywords, out=grid_out[-1])
 
 
+def _fused_fake_quantize(x: Tensor, other: Tensor | None, relu: bool, *grid: Any) -> Tensor:
+    _warn_once(x.device.type)
+    positional, keywords = _named(grid)
+    return reference.fused_fake_quantize(x, *positional, **keywords, other=other, relu=relu)
+
+
+def _fused_fake_quantize_out(x: Tensor, other: Tensor | None, relu: bool, *grid_out: Any) -> None:
+    grid_out[-1].copy_(_fused_fake_quantize(x, other, relu, *grid_out[:-1]))
+
+
 def _fake_quantize_backward(grad: Tensor, x: Tensor, *grid: Any) -> Tensor:
     _warn_once(x.device.type)
     positional, keywords = _named(grid)
     return reference.fake_quantize_backward(grad, x, *positional, **keywords)
+
+
+def _fake_quantize_backward_out(grad: Tensor, x: Tensor, *grid_out: Any) -> None:
+    grid_out[-1].copy_(_fake_quantize_backward(grad, x, *grid_out[:-1]))
+
+
+def _learnable_backward(grad: Tensor, x: Tensor, *learned: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _warn_once(x.device.type)
+    *grid, axis, grad_scale = learned
+    return reference.learnable_fake_quantize_backward(grad, x, *grid, axis=_axis(axis), grad_scale=grad_scale)
+
+
+def _learnable_backward_out(grad: Tensor, x: Tensor, *learned_outs: Any) -> None:
+    for out, result in zip(learned_outs[-3:], _learnable_backward(grad, x, *learned_outs[:-3]), strict=True):
+        out.copy_(result)
 
 
 def _quantize(x: Tensor, *grid_dtype: Any) -> Tensor:
@@ -89,11 +123,16 @@ def _histogram(x: Tensor, exponent: Tensor, bins: int, axis: int) -> Tensor:
     return reference.histogram(x, exponent, bins=bins, axis=_axis(axis))
 
 
-FALLBACKS: dict[str, Callable[..., Tensor | None]] = {
+FALLBACKS: dict[str, Callable[..., Any]] = {
     "fake_quantize": _fake_quantize,
     "fake_quantize_": _fake_quantize_inplace,
     "fake_quantize_out": _fake_quantize_out,
+    "fused_fake_quantize": _fused_fake_quantize,
+    "fused_fake_quantize_out": _fused_fake_quantize_out,
     "fake_quantize_backward": _fake_quantize_backward,
+    "fake_quantize_backward_out": _fake_quantize_backward_out,
+    "learnable_fake_quantize_backward": _learnable_backward,
+    "learnable_fake_quantize_backward_out": _learnable_backward_out,
     "quantize": _quantize,
     "dequantize": _dequantize,
     "tensor_statistics": _tensor_statistics,

@@ -1,5 +1,8 @@
-// fake_quantize on the CPU: out of place, in place, into `out`, and its straight-through gradient.
+// fake_quantize on the CPU: out of place, in place, into `out`, with an addition and a ReLU before it in the same pass,
+// and its straight-through gradient.
 #include <torch/csrc/stable/library.h>
+
+#include <optional>
 
 #include "isa.h"
 #include "rows.h"
@@ -11,29 +14,49 @@ namespace pq {
 
 namespace {
 
-template <Rounding R>
-void forward_rows(const Tensor& x, const GridArguments& arguments, const Tensor& y, const Layout& layout) {
-  const auto with_one = PQ_PICK(fake_quantize_row<R, OneGrid>);
-  const auto with_each = PQ_PICK(fake_quantize_row<R, GridEach>);
+// A half type's sum is rounded before it goes on, so it is added apart; float32's is added in the loop itself.
+template <Before B, Rounding R>
+void forward_rows(const Tensor& x, const Tensor* other, const GridArguments& arguments, const Tensor& y,
+                  const Layout& layout) {
+  constexpr Before kAdded{false, B.relu};
+  const HalfRounding rounded(x.scalar_type());
+  const bool apart = B.adds && rounded.store;
+  const auto with_one = apart ? PQ_PICK(fake_quantize_row<kAdded, R, OneGrid>) : PQ_PICK(fake_quantize_row<B, R, OneGrid>);
+  const auto with_each =
+      apart ? PQ_PICK(fake_quantize_row<kAdded, R, GridEach>) : PQ_PICK(fake_quantize_row<B, R, GridEach>);
+  const auto add = PQ_PICK(add_row);
   const ChannelGrids grids(arguments, layout);
-  const Source source = make_source(x, layout, kInput);
+  const Source source = make_source(x, layout, kInput), addend = make_source(B.adds ? *other : x, layout, kGradient);
   const Sink sink = make_sink(y, layout);
   for_each_row(layout, [&](const Row& row) {
-    alignas(64) float buffer[kRow];
+    alignas(64) float buffer[kRow], other_buffer[B.adds ? kRow : 1];
     const float* from = source.load(row.position.offset[kInput], row.n, buffer);
+    const float* added = B.adds ? addend.load(row.position.offset[kGradient], row.n, other_buffer) : nullptr;
+    if (apart) {
+      add(from, added, buffer, row.n);
+      rounded(buffer, row.n);
+      from = buffer;
+    }
     float* to = sink.target(row.position.offset[kOutput], buffer);
     const Randoms counters = randoms(arguments, layout, row);
-    grids.vary_in_row() ? with_each(from, to, row.n, grids.each(row), counters)
-                        : with_one(from, to, row.n, grids.one(row), counters);
+    grids.vary_in_row() ? with_each(from, added, to, row.n, grids.each(row), counters)
+                        : with_one(from, added, to, row.n, grids.one(row), counters);
     sink.store(row.position.offset[kOutput], to, row.n);
   });
 }
 
-void forward(const Tensor& x, const GridArguments& arguments, const Tensor& y) {
+void forward(const Tensor& x, const Tensor* other, bool relu, const GridArguments& arguments, const Tensor& y) {
   check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
+  if (other) check_like(x, *other, "other");
   if (x.numel() == 0) return;
-  const Layout layout = make_layout(x, nullptr, &y, arguments.axis, arguments.stochastic());
-  with_rounding(arguments.rounding, [&]<Rounding R>() { forward_rows<R>(x, arguments, y, layout); });
+  const Layout layout = make_layout(x, other, &y, arguments.axis, arguments.stochastic());
+  with_before({other != nullptr, relu}, [&]<Before B>() {
+    with_rounding(arguments.rounding, [&]<Rounding R>() { forward_rows<B, R>(x, other, arguments, y, layout); });
+  });
+}
+
+void forward(const Tensor& x, const GridArguments& arguments, const Tensor& y) {
+  forward(x, nullptr, false, arguments, y);
 }
 
 template <Rounding R>
@@ -76,17 +99,48 @@ void fake_quantize_out(const Tensor& x, const Tensor& scale, const Tensor& zero_
   forward(x, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
 }
 
+Tensor fused_fake_quantize(const Tensor& x, std::optional<Tensor> other, bool relu, const Tensor& scale,
+                           const Tensor& zero_point, int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding,
+                           int64_t seed, int64_t offset) {
+  Tensor y = torch::stable::empty_like(x);
+  forward(x, other ? &*other : nullptr, relu,
+          grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), y);
+  return y;
+}
+
+void fused_fake_quantize_out(const Tensor& x, std::optional<Tensor> other, bool relu, const Tensor& scale,
+                             const Tensor& zero_point, int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding,
+                             int64_t seed, int64_t offset, const Tensor& out) {
+  check_like(x, out, "out");
+  check_output(x, out);
+  if (other) check_output(*other, out);
+  forward(x, other ? &*other : nullptr, relu,
+          grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
+}
+
+void backward(const Tensor& grad, const Tensor& x, const GridArguments& arguments, const Tensor& dx) {
+  check_like(x, grad, "grad");
+  check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
+  if (x.numel() == 0) return;
+  const Layout layout = make_layout(x, &grad, &dx, arguments.axis, arguments.stochastic());
+  with_rounding(arguments.rounding, [&]<Rounding R>() { backward_rows<R>(grad, x, arguments, dx, layout); });
+}
+
 Tensor fake_quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
                               int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding, int64_t seed,
                               int64_t offset) {
-  check_like(x, grad, "grad");
-  check_grid(x, scale, zero_point, axis);
   Tensor dx = torch::stable::empty_like(x);
-  if (x.numel() == 0) return dx;
-  const auto arguments = grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset);
-  const Layout layout = make_layout(x, &grad, &dx, axis, arguments.stochastic());
-  with_rounding(arguments.rounding, [&]<Rounding R>() { backward_rows<R>(grad, x, arguments, dx, layout); });
+  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), dx);
   return dx;
+}
+
+void fake_quantize_backward_out(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
+                                int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding, int64_t seed,
+                                int64_t offset, const Tensor& out) {
+  check_like(x, out, "out");
+  check_output(x, out);
+  check_output(grad, out);
+  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
 }
 
 }  // namespace
@@ -94,8 +148,11 @@ Tensor fake_quantize_backward(const Tensor& grad, const Tensor& x, const Tensor&
 }  // namespace pq
 
 STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
+  m.impl("fused_fake_quantize", TORCH_BOX(&pq::fused_fake_quantize));
+  m.impl("fused_fake_quantize_out", TORCH_BOX(&pq::fused_fake_quantize_out));
   m.impl("fake_quantize", TORCH_BOX(&pq::fake_quantize_op));
   m.impl("fake_quantize_", TORCH_BOX(&pq::fake_quantize_inplace));
   m.impl("fake_quantize_out", TORCH_BOX(&pq::fake_quantize_out));
   m.impl("fake_quantize_backward", TORCH_BOX(&pq::fake_quantize_backward));
+  m.impl("fake_quantize_backward_out", TORCH_BOX(&pq::fake_quantize_backward_out));
 }

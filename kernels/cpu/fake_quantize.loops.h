@@ -1,9 +1,17 @@
-// Fake quantization of a row and its gradient. Included once an instruction set by each_isa.h. y may be x.
+// Fake quantization of a row and its gradient. Included once an instruction set by each_isa.h. y may be x or other.
 
-template <Rounding R, class Grids>
-void fake_quantize_row(const float* x, float* y, int64_t n, Grids grids, Randoms randoms) {
+template <Before B, Rounding R, class Grids>
+void fake_quantize_row(const float* x, const float* other, float* y, int64_t n, Grids grids, Randoms randoms) {
   PQ_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) y[i] = fake_quantize(x[i], grids.at(i), R, randoms.at(i));
+  for (int64_t i = 0; i < n; ++i) {
+    const float sum = B.adds ? x[i] + other[i] : x[i];
+    y[i] = fake_quantize(B.relu ? rectify(sum) : sum, grids.at(i), R, randoms.at(i));
+  }
+}
+
+inline void add_row(const float* x, const float* other, float* sum, int64_t n) {
+  PQ_INDEPENDENT
+  for (int64_t i = 0; i < n; ++i) sum[i] = x[i] + other[i];
 }
 
 template <Rounding R, class Grids>

@@ -50,6 +50,7 @@ Tensor dequantize_op(const Tensor& codes, const Tensor& scale, const Tensor& zer
                      ScalarType dtype) {
   check_codes(codes.scalar_type());
   check_grid(codes, scale, zero_point, axis);
+  STD_TORCH_CHECK(zero_point.scalar_type() == ScalarType::Int, "zero_point must be int32");
   Tensor y = empty_like(codes, dtype);
   if (codes.numel() == 0) return y;
   const Layout layout = make_layout(codes, nullptr, &y, axis, false);

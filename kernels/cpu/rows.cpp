@@ -125,10 +125,15 @@ Sink make_sink(const Tensor& y, const Layout& layout) {
           direct ? nullptr : storer(y.scalar_type())};
 }
 
+HalfRounding::HalfRounding(ScalarType dtype)
+    : store(dtype == ScalarType::Float ? nullptr : storer(dtype)),
+      load(dtype == ScalarType::Float ? nullptr : loader(dtype)) {}
+
 ChannelGrids::ChannelGrids(const GridArguments& arguments, const Layout& layout)
     : qmin_(arguments.qmin), qmax_(arguments.qmax), period_(layout.period) {
   const float* scale = static_cast<const float*>(arguments.scale.const_data_ptr());
-  const int32_t* zero_point = static_cast<const int32_t*>(arguments.zero_point.const_data_ptr());
+  const void* zero_point = arguments.zero_point.const_data_ptr();
+  const bool learned = arguments.zero_point.scalar_type() == ScalarType::Float;
   const int64_t scale_stride = parameter_stride(arguments.scale);
   const int64_t zero_stride = parameter_stride(arguments.zero_point);
   const int64_t channels = arguments.scale.numel();
@@ -137,7 +142,9 @@ ChannelGrids::ChannelGrids(const GridArguments& arguments, const Layout& layout)
   zero_point_.resize(entries);
   for (int64_t i = 0, c = 0; i < entries; ++i, c = c + 1 == channels ? 0 : c + 1) {
     scale_[i] = valid_scale(scale[c * scale_stride]);
-    zero_point_[i] = static_cast<float>(zero_point[c * zero_stride]);
+    const int64_t at = c * zero_stride;
+    zero_point_[i] = learned ? whole_zero_point(static_cast<const float*>(zero_point)[at], qmin_, qmax_)
+                             : static_cast<float>(static_cast<const int32_t*>(zero_point)[at]);
   }
 }
 

@@ -73,6 +73,20 @@ struct Sink {
   }
 };
 
+// To a half type and back, in place: what an operation of its own would have left of a float32 row.
+struct HalfRounding {
+  Sink::Convert store;  // null: float32, nothing to do
+  Source::Convert load;
+
+  explicit HalfRounding(ScalarType dtype);
+  void operator()(float* row, int64_t n) const {
+    if (!store) return;
+    alignas(64) char halves[kRow * 2];
+    store(row, halves, 1, n);
+    load(halves, 1, row, n);
+  }
+};
+
 Source make_source(const Tensor& x, const Layout& layout, Track track);
 Sink make_sink(const Tensor& y, const Layout& layout);
 
@@ -98,14 +112,12 @@ class ChannelGrids {
   ChannelGrids(const GridArguments& arguments, const Layout& layout);
 
   bool vary_in_row() const { return period_ > 0; }
-  OneGrid one(const Row& row) const {
-    const int64_t c = row.position.offset[kChannel];
-    return {{scale_[c], zero_point_[c], qmin_, qmax_}};
+  OneGrid of(int64_t channel) const { return {{scale_[channel], zero_point_[channel], qmin_, qmax_}}; }
+  GridEach from(int64_t channel) const {
+    return {scale_.data() + channel, zero_point_.data() + channel, qmin_, qmax_};
   }
-  GridEach each(const Row& row) const {
-    const int64_t c = row.inner % period_;
-    return {scale_.data() + c, zero_point_.data() + c, qmin_, qmax_};
-  }
+  OneGrid one(const Row& row) const { return of(row.position.offset[kChannel]); }
+  GridEach each(const Row& row) const { return from(row.inner % period_); }
 
  private:
   std::vector<float> scale_, zero_point_;

@@ -5,26 +5,9 @@
 #include <torch/csrc/stable/library.h>
 
 #include "isa.h"
+#include "lanes.h"
 #include "walk.h"
 
-namespace pq {
-
-namespace {
-
-constexpr int kLanes = 4;  // of the sums, whatever the registers' width: it fixes the order in which they add
-constexpr int kStep = 8;   // elements a turn of the loops
-constexpr int64_t kConverted = 4 * kRow;  // elements of a half type brought into float32 at a time
-using FloatLanes = float __attribute__((vector_size(kLanes * sizeof(float))));
-using DoubleLanes = double __attribute__((vector_size(kLanes * sizeof(double))));
-using LongLanes = int64_t __attribute__((vector_size(kLanes * sizeof(int64_t))));
-
-}  // namespace
-
-}  // namespace pq
-
-// Written out, compilers make one instruction of it, unlike __builtin_convertvector.
-#define PQ_WIDENED(v) \
-  DoubleLanes { (v)[0], (v)[1], (v)[2], (v)[3] }
 #define PQ_LOOPS "statistics.loops.h"
 #include "each_isa.h"
 
@@ -32,18 +15,15 @@ namespace pq {
 
 namespace {
 
-// body(channel, chunk, elements, n) for each chunk of each channel, in the order of memory, over torch's threads.
+constexpr int64_t kConverted = 4 * kRow;  // elements of a half type brought into float32 at a time
+
+// body(channel, chunk, elements, n) for each chunk of each channel.
 template <class Body>
-void for_each_chunk(const Walk& walk, const Body& body) {
-  torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
+void for_each_gathered(const Walk& walk, const Body& body) {
+  for_each_chunk(walk, [&](int64_t channel, int64_t chunk) {
     alignas(64) float buffer[kChunk];
-    for (int64_t task = first; task < last; ++task) {
-      const int64_t inner = walk.channels_outside ? walk.chunks : walk.channels;
-      const int64_t channel = walk.channels_outside ? task / inner : task % inner;
-      const int64_t chunk = walk.channels_outside ? task % inner : task / inner;
-      const int64_t begin = walk.begin(chunk), end = walk.end(chunk);
-      body(channel, chunk, gather(walk, channel, begin, end, buffer), end - begin);
-    }
+    const int64_t begin = walk.begin(chunk), end = walk.end(chunk);
+    body(channel, chunk, gather(walk, channel, begin, end, buffer), end - begin);
   });
 }
 
@@ -64,17 +44,6 @@ void for_each_chunk_of_rows(const Walk& walk, const Body& body) {
   });
 }
 
-// Partial sums, [chunks, rows, channels]; `add(into, from)` joins two chunks. Chunk 0 ends with the total: a tree, so
-// that the error grows with the logarithm of the number of chunks.
-template <class Add>
-void add_chunks(std::vector<double>& partial, int64_t chunks, int64_t chunk_size, const Add& add) {
-  for (int64_t step = 1; step < chunks; step *= 2) {
-    for (int64_t i = 0; i + step < chunks; i += 2 * step) {
-      add(partial.data() + i * chunk_size, partial.data() + (i + step) * chunk_size);
-    }
-  }
-}
-
 void read_first(const Walk& walk, double* out) {
   const int64_t channels = walk.channels, size = kFirst * channels;
   std::vector<double> partial(std::max<int64_t>(1, walk.chunks) * size);
@@ -88,7 +57,7 @@ void read_first(const Walk& walk, double* out) {
     });
   } else {
     const auto sum = PQ_PICK(first_chunk);
-    for_each_chunk(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
+    for_each_gathered(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
       sum(x, n, partial.data() + chunk * size + c, channels);
     });
   }
@@ -115,7 +84,7 @@ void read_second(const Walk& walk, double* out) {
     });
   } else {
     const auto sum = PQ_PICK(second_chunk);
-    for_each_chunk(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
+    for_each_gathered(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
       sum(x, n, mean[c], partial.data() + chunk * size + c, channels);
     });
   }

@@ -18,7 +18,8 @@ struct Walk {
   Layout layout;
   Source source;
   bool rows, channels_outside;
-  int64_t channels, channel_stride, per_channel, chunks;
+  int64_t channels, per_channel, chunks;
+  int64_t channel_stride[kTracks];
   int64_t unit, pieces, piece;  // every `unit` elements are cut into `pieces` of `piece` elements, the last one shorter
 
   int64_t begin(int64_t chunk) const { return chunk / pieces * unit + chunk % pieces * piece; }
@@ -36,15 +37,23 @@ inline void cut(Walk& walk) {
   walk.chunks = (walk.per_channel + walk.unit - 1) / walk.unit * walk.pieces;
 }
 
-inline Walk make_walk(const Tensor& x, int64_t axis, bool by_rows = true) {
+// gradient, output: what else is read and written along with x, or null.
+inline Walk make_walk(const Tensor& x, int64_t axis, bool by_rows = true, const Tensor* gradient = nullptr,
+                      const Tensor* output = nullptr) {
   Walk walk;
   walk.channels = axis < 0 ? 1 : x.size(axis);
-  walk.channel_stride = axis < 0 ? 0 : x.stride(axis);
+  const Tensor* tensors[] = {&x, gradient, output};
+  for (const int track : {kInput, kGradient, kOutput}) {
+    walk.channel_stride[track] = axis < 0 || !tensors[track] ? 0 : tensors[track]->stride(axis);
+  }
   walk.per_channel = walk.channels ? x.numel() / walk.channels : 0;
-  walk.layout = make_layout(x, nullptr, nullptr, axis, false);
-  walk.rows = by_rows && walk.layout.period > 0 && walk.layout.dims == 1 && walk.layout.stride[kInput][0] == 1;
-  if (!walk.rows) walk.layout = make_layout(x, nullptr, nullptr, axis, false, /*skip_axis=*/true);
-  walk.channels_outside = walk.layout.dims == 0 || walk.channel_stride > walk.layout.stride[kInput][0];
+  walk.layout = make_layout(x, gradient, output, axis, false);
+  walk.rows = by_rows && walk.layout.period > 0 && walk.layout.dims == 1;
+  for (const int track : {kInput, kGradient, kOutput}) {
+    walk.rows = walk.rows && (!tensors[track] || walk.layout.stride[track][0] == 1);
+  }
+  if (!walk.rows) walk.layout = make_layout(x, gradient, output, axis, false, /*skip_axis=*/true);
+  walk.channels_outside = walk.layout.dims == 0 || walk.channel_stride[kInput] > walk.layout.stride[kInput][0];
   walk.source = make_source(x, walk.layout, kInput);
   cut(walk);
   if (walk.rows) walk.chunks = (walk.per_channel + kChunkOfRows - 1) / kChunkOfRows;
@@ -53,7 +62,7 @@ inline Walk make_walk(const Tensor& x, int64_t axis, bool by_rows = true) {
 
 // A channel's elements [begin, end) in a row: where they lie, or gathered in `buffer`.
 inline const float* gather(const Walk& walk, int64_t channel, int64_t begin, int64_t end, float* buffer) {
-  const int64_t base = channel * walk.channel_stride;
+  const int64_t base = channel * walk.channel_stride[kInput];
   const float* direct = nullptr;
   int64_t done = 0;
   walk_rows(walk.layout, begin, end, [&](const Row& row) {
@@ -72,6 +81,28 @@ inline const float* gather(const Walk& walk, int64_t channel, int64_t begin, int
 inline int64_t chunk_grain(const Walk& walk) {
   const int64_t work = std::max<int64_t>(1, std::min(kChunk, walk.per_channel));
   return std::max<int64_t>(1, kRowsPerThread * kRow / work);
+}
+
+// body(channel, chunk) for each chunk of each channel, in the order of memory, over torch's threads.
+template <class Body>
+void for_each_chunk(const Walk& walk, const Body& body) {
+  const int64_t inner = walk.channels_outside ? walk.chunks : walk.channels;
+  torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
+    for (int64_t task = first; task < last; ++task) {
+      walk.channels_outside ? body(task / inner, task % inner) : body(task % inner, task / inner);
+    }
+  });
+}
+
+// Partial sums, [chunks, rows, channels]; `add(into, from)` joins two chunks. Chunk 0 ends with the total: a tree, so
+// that the error grows with the logarithm of the number of chunks.
+template <class Add>
+void add_chunks(std::vector<double>& partial, int64_t chunks, int64_t chunk_size, const Add& add) {
+  for (int64_t step = 1; step < chunks; step *= 2) {
+    for (int64_t i = 0; i + step < chunks; i += 2 * step) {
+      add(partial.data() + i * chunk_size, partial.data() + (i + step) * chunk_size);
+    }
+  }
 }
 
 }  // namespace pq

@@ -36,6 +36,7 @@ Tensor quantize_op(const Tensor& x, const Tensor& scale, const Tensor& zero_poin
 Tensor dequantize_op(const Tensor& codes, const Tensor& scale, const Tensor& zero_point, int64_t axis,
                      ScalarType dtype) {
   check_grid(codes, scale, zero_point, axis);
+  STD_TORCH_CHECK(zero_point.scalar_type() == ScalarType::Int, "zero_point must be int32");
   Tensor y = empty_like(codes, dtype);
   if (codes.numel() == 0) return y;
   const auto arguments = grid_arguments(scale, zero_point, 0, 0, axis, 0, 0, 0);

@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 from torch import fx, nn
 
+from pytorch_quantizer.graph.fuse import fused
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.recipe import Recipe
 
@@ -32,6 +33,18 @@ class QuantizedModel(fx.GraphModule):
         super().__init__(root, graph, class_name)
         if sites is not None:
             self.meta.update(sites=sites, recipe=recipe)  # meta is what GraphModule copies along
+
+    def recompile(self) -> Any:
+        """Write ``forward`` anew: it runs the fused graph (graph/fuse.py), ``graph`` itself stays as it is.
+
+        Needed after a change of the graph, and after a quantizer was replaced by one of another kind.
+        """
+        apart = self._graph
+        try:
+            self._graph = fused(self)
+            return super().recompile()
+        finally:
+            self._graph = apart
 
     @property
     def sites(self) -> tuple[Site, ...]:

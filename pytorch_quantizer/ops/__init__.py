@@ -6,8 +6,9 @@ dimension of size C (per channel). An s that isn't positive and finite gives NaN
 """
 
 from pytorch_quantizer.fallback import ROUNDINGS
+from pytorch_quantizer.ops.learnable import learnable_fake_quantize
 from pytorch_quantizer.ops.statistics import MAX_BINS, STATISTICS, histogram, tensor_statistics
-from pytorch_quantizer.ops.uniform import dequantize, fake_quantize, fake_quantize_, quantize
+from pytorch_quantizer.ops.uniform import dequantize, fake_quantize, fake_quantize_, fused_fake_quantize, quantize
 
 __all__ = [
     "MAX_BINS",
@@ -16,7 +17,9 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "fake_quantize_",
+    "fused_fake_quantize",
     "histogram",
+    "learnable_fake_quantize",
     "quantize",
     "tensor_statistics",
 ]

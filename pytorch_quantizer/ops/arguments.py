@@ -28,8 +28,7 @@ def grid_arguments(
     """Return the checked arguments in the order of the raw ops, after x."""
     check_float("x", x)
     axis = channel_axis(x, scale, zero_point, axis)
-    if not -_LARGEST_CODE <= qmin < qmax <= _LARGEST_CODE:
-        raise InputError(f"qmin < qmax must hold, both within ±2**24, got qmin={qmin}, qmax={qmax}")
+    check_codes(qmin, qmax)
     index = _ROUNDING_INDEX.get(rounding)
     if index is None:
         raise InputError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
@@ -38,6 +37,13 @@ def grid_arguments(
     if scale.requires_grad and torch.is_grad_enabled():
         raise InputError("scale must not need a gradient here (only x gets one): pass scale.detach()")
     return scale, zero_point, qmin, qmax, axis, index, seed, offset
+
+
+def check_codes(qmin: int, qmax: int) -> tuple[int, int]:
+    """Return both; InputError where they are no range of codes that float32 counts exactly."""
+    if not -_LARGEST_CODE <= qmin < qmax <= _LARGEST_CODE:
+        raise InputError(f"qmin < qmax must hold, both within ±2**24, got qmin={qmin}, qmax={qmax}")
+    return qmin, qmax
 
 
 def check_float(name: str, x: Tensor) -> None:
@@ -50,6 +56,11 @@ def channel_axis(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None)
     """Return the checked axis as the raw ops take it: not negative, or -1 for per tensor."""
     if scale.dtype != torch.float32 or zero_point.dtype != torch.int32:
         raise InputError(f"scale must be float32 and zero_point int32, got {scale.dtype} and {zero_point.dtype}")
+    return parameter_axis(x, scale, zero_point, axis)
+
+
+def parameter_axis(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> int:
+    """Return the axis as the raw ops take it; scale and zero_point lie along it, whatever their types."""
     if scale.device != x.device or zero_point.device != x.device:
         raise InputError(
             f"scale and zero_point must be on the tensor's device {x.device}, got {scale.device}, {zero_point.device}"

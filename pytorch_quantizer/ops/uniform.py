@@ -72,6 +72,47 @@ def fake_quantize_(
     return mutated(x)
 
 
+def fused_fake_quantize(
+    x: Tensor,
+    scale: Tensor,
+    zero_point: Tensor,
+    qmin: int,
+    qmax: int,
+    *,
+    other: Tensor | None = None,
+    relu: bool = False,
+    axis: int | None = None,
+    rounding: str = "half_even",
+    seed: int = 0,
+    offset: int = 0,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Compute `fake_quantize(relu(x + other))` in one pass, the same to the bit as step by step.
+
+    other: added, or None; relu: whether max(·, 0) follows. Where `other` isn't like x, or a gradient is needed, the
+    steps run one by one. out: as in `fake_quantize`; it may be x or other. Raises InputError as `fake_quantize` does.
+    """
+    if _needs_gradient(x, other) or not _is_like(other, x):
+        total = x if other is None else x + other
+        total = torch.relu(total) if relu else total
+        keywords: dict[str, Any] = {"axis": axis, "rounding": rounding, "seed": seed, "offset": offset, "out": out}
+        return fake_quantize(total, scale, zero_point, qmin, qmax, **keywords)
+    grid = grid_arguments(x, scale, zero_point, qmin, qmax, axis, rounding, seed, offset)
+    if out is None:
+        return raw.fused_fake_quantize.default(x, other, relu, *grid)
+    check_out(x, out)
+    raw.fused_fake_quantize_out.default(x, other, relu, *grid, out)
+    return mutated(out)
+
+
+def _is_like(other: Tensor | None, x: Tensor) -> bool:
+    return other is None or (other.shape == x.shape and other.dtype == x.dtype and other.device == x.device)
+
+
+def _needs_gradient(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
 def quantize(
     x: Tensor,
     scale: Tensor,
@@ -148,9 +189,24 @@ def _(x: Tensor, *grid_out: Any) -> None:
     return None
 
 
+@torch.library.register_fake("pytorch_quantizer::fused_fake_quantize")
+def _(x: Tensor, *other_relu_grid: Any) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.register_fake("pytorch_quantizer::fused_fake_quantize_out")
+def _(x: Tensor, *other_relu_grid_out: Any) -> None:
+    return None
+
+
 @torch.library.register_fake("pytorch_quantizer::fake_quantize_backward")
 def _(grad: Tensor, x: Tensor, *grid: Any) -> Tensor:
     return torch.empty_like(x)
+
+
+@torch.library.register_fake("pytorch_quantizer::fake_quantize_backward_out")
+def _(grad: Tensor, x: Tensor, *grid_out: Any) -> None:
+    return None
 
 
 @torch.library.register_fake("pytorch_quantizer::quantize")

@@ -2,6 +2,7 @@
 Nothing here checks arguments (ops/ does), carries a graph, or is meant to be fast. It imports torch alone.
 """
 
+from pytorch_quantizer.reference.learnable import learnable_fake_quantize_backward
 from pytorch_quantizer.reference.rounding import uniform24
 from pytorch_quantizer.reference.statistics import histogram, tensor_statistics
 from pytorch_quantizer.reference.uniform import (
@@ -9,6 +10,7 @@ from pytorch_quantizer.reference.uniform import (
     fake_quantize,
     fake_quantize_,
     fake_quantize_backward,
+    fused_fake_quantize,
     quantize,
     smallest_dtype,
 )
@@ -18,7 +20,9 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_",
     "fake_quantize_backward",
+    "fused_fake_quantize",
     "histogram",
+    "learnable_fake_quantize_backward",
     "quantize",
     "smallest_dtype",
     "tensor_statistics",

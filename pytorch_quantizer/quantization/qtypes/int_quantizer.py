@@ -33,6 +33,7 @@ class IntQuantizer(Quantizer):
     """
 
     is_integer = True
+    takes_relu_and_addition = True
     scale: Any  # Tensor once fitted, None before
     zero_point: Any
 
@@ -111,12 +112,21 @@ class IntQuantizer(Quantizer):
         self.qparams = grid.over(lo, hi, self.axis)
         return self
 
-    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
-        """Simulate. ``inplace`` overwrites x if no gradient is needed; the graph asks it where nobody else reads x."""
+    def forward(self, x: Tensor, inplace: bool = False, other: Tensor | None = None, relu: bool = False) -> Tensor:
+        """Simulate relu(x + other), each only if given, in one pass.
+
+        ``inplace`` overwrites x if no gradient is needed; the graph asks it where nobody else reads x.
+        """
         if self.scale is None:
             raise InputError(UNFITTED)
-        op = ops.fake_quantize_ if inplace and not x.requires_grad else ops.fake_quantize
-        return op(x, self.scale, self.zero_point, self.qmin, self.qmax, axis=self.axis, **self._rounding(x))
+        grid: Any = (self.scale, self.zero_point, self.qmin, self.qmax)
+        inplace = inplace and not x.requires_grad
+        if other is None and not relu:
+            op = ops.fake_quantize_ if inplace else ops.fake_quantize
+            return op(x, *grid, axis=self.axis, **self._rounding(x))
+        inplace = inplace and (other is None or (other.shape == x.shape and not other.requires_grad))
+        out = x if inplace else None
+        return ops.fused_fake_quantize(x, *grid, other=other, relu=relu, out=out, axis=self.axis, **self._rounding(x))
 
     def quantize(self, x: Tensor) -> Tensor:
         """Codes: int8, uint8 or int16 (int32 for unsigned 16 bits), the smallest that holds [qmin, qmax]."""

@@ -27,6 +27,7 @@ class OnlineQuantizer(IntQuantizer):
     """
 
     is_integer = False
+    takes_relu_and_addition = False
 
     def __init__(self, settings: IntQuantizer) -> None:
         super().__init__(

@@ -1,0 +1,145 @@
+// The gradients of fake_quantize where scale and zero point are learned (LSQ, LSQ+) on the CPU, in one pass: dx, and the
+// sums behind ds and dz in float64, over chunks that the shape alone cuts.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "isa.h"
+#include "lanes.h"
+#include "walk.h"
+
+#define PQ_LOOPS "learnable.loops.h"
+#include "each_isa.h"
+
+namespace pq {
+
+namespace {
+
+constexpr int64_t kSums = 2;  // Σ g·slope, Σ outside
+
+// What a row needs besides its tensors.
+struct Scratch {
+  alignas(64) float x[kRow], g[kRow], dx[kRow], slope[kRow], outside[kRow];
+};
+
+struct Tensors {
+  Source x, gradient;
+  Sink dx;
+
+  Tensors(const Tensor& x_, const Tensor& grad, const Tensor& dx_, const Layout& layout)
+      : x(make_source(x_, layout, kInput)), gradient(make_source(grad, layout, kGradient)), dx(make_sink(dx_, layout)) {}
+};
+
+// A chunk of one channel into its two sums.
+void channel_chunk(const Walk& walk, const Tensors& tensors, OneGrid grid, int64_t channel, int64_t chunk,
+                   double* sums) {
+  const auto gradients = PQ_PICK(learned_row<OneGrid>);
+  const auto add = PQ_PICK(sum_row);
+  Scratch scratch;
+  walk_rows(walk.layout, walk.begin(chunk), walk.end(chunk), [&](const Row& row) {
+    int64_t at[kTracks];
+    for (const int t : {kInput, kGradient, kOutput}) at[t] = row.position.offset[t] + channel * walk.channel_stride[t];
+    const float* x = tensors.x.load(at[kInput], row.n, scratch.x);
+    const float* g = tensors.gradient.load(at[kGradient], row.n, scratch.g);
+    float* dx = tensors.dx.target(at[kOutput], scratch.dx);
+    gradients(g, x, dx, scratch.slope, scratch.outside, row.n, grid);
+    add(g, scratch.slope, scratch.outside, row.n, sums);
+    tensors.dx.store(at[kOutput], dx, row.n);
+  });
+}
+
+// Rows [begin, end) of all channels into each channel's two sums, `channels` apart.
+void chunk_of_rows(const Walk& walk, const Tensors& tensors, const ChannelGrids& grids, int64_t begin, int64_t end,
+                   double* sums) {
+  const auto gradients = PQ_PICK(learned_row<GridEach>);
+  const auto add = PQ_PICK(sum_channels);
+  Scratch scratch;
+  for (int64_t row = begin; row < end; ++row) {
+    for (int64_t c = 0; c < walk.channels; c += kRow) {
+      const int64_t n = std::min(kRow, walk.channels - c), at = row * walk.channels + c;
+      const float* x = tensors.x.load(at, n, scratch.x);
+      const float* g = tensors.gradient.load(at, n, scratch.g);
+      float* dx = tensors.dx.target(at, scratch.dx);
+      gradients(g, x, dx, scratch.slope, scratch.outside, n, grids.from(c));
+      add(g, scratch.slope, scratch.outside, n, sums + c, walk.channels);
+      tensors.dx.store(at, dx, n);
+    }
+  }
+}
+
+// Σ g·slope and Σ outside of every channel, [2, channels]; writes dx.
+std::vector<double> sum_gradients(const Tensor& grad, const Tensor& x, const GridArguments& arguments,
+                                  const Tensor& dx) {
+  const Walk walk = make_walk(x, arguments.axis, /*by_rows=*/true, &grad, &dx);
+  const Tensors tensors(x, grad, dx, walk.layout);
+  const ChannelGrids grids(arguments, walk.layout);
+  const int64_t size = kSums * walk.channels;
+  std::vector<double> partial(std::max<int64_t>(1, walk.chunks) * size);
+  if (walk.rows) {
+    const int64_t grain = std::max<int64_t>(1, kRowsPerThread * kRow / (kChunkOfRows * walk.channels));
+    torch::stable::parallel_for(0, walk.chunks, grain, [&](int64_t first, int64_t last) {
+      for (int64_t chunk = first; chunk < last; ++chunk) {
+        const int64_t begin = chunk * kChunkOfRows, end = std::min(begin + kChunkOfRows, walk.per_channel);
+        chunk_of_rows(walk, tensors, grids, begin, end, partial.data() + chunk * size);
+      }
+    });
+  } else {
+    for_each_chunk(walk, [&](int64_t channel, int64_t chunk) {
+      double sums[kSums] = {};
+      channel_chunk(walk, tensors, grids.of(channel), channel, chunk, sums);
+      for (int64_t i = 0; i < kSums; ++i) partial[chunk * size + i * walk.channels + channel] = sums[i];
+    });
+  }
+  add_chunks(partial, walk.chunks, size, [&](double* into, const double* from) {
+    for (int64_t i = 0; i < size; ++i) into[i] += from[i];
+  });
+  partial.resize(size);
+  return partial;
+}
+
+void backward(const Tensor& grad, const Tensor& x, const GridArguments& arguments, double grad_scale, const Tensor& dx,
+              const Tensor& ds, const Tensor& dz) {
+  check_like(x, grad, "grad");
+  check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
+  check_learned(arguments.scale, arguments.zero_point, ds, dz);
+  const std::vector<double> sums = sum_gradients(grad, x, arguments, dx);
+  const float* scale = static_cast<const float*>(arguments.scale.const_data_ptr());
+  float* scale_gradient = static_cast<float*>(ds.mutable_data_ptr());
+  float* zero_gradient = static_cast<float*>(dz.mutable_data_ptr());
+  const int64_t channels = arguments.scale.numel(), stride = parameter_stride(arguments.scale);
+  for (int64_t c = 0; c < channels; ++c) {
+    const double s = valid_scale(scale[c * stride]);
+    scale_gradient[c] = static_cast<float>(grad_scale * sums[c]);
+    zero_gradient[c] = static_cast<float>(grad_scale * (-s * sums[channels + c]));
+  }
+}
+
+std::tuple<Tensor, Tensor, Tensor> learnable_backward(const Tensor& grad, const Tensor& x, const Tensor& scale,
+                                                      const Tensor& zero_point, int64_t qmin, int64_t qmax,
+                                                      int64_t axis, double grad_scale) {
+  Tensor dx = torch::stable::empty_like(x);
+  Tensor ds = torch::stable::new_empty(scale, scale.sizes()), dz = torch::stable::new_empty(scale, scale.sizes());
+  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, 0, 0, 0), grad_scale, dx, ds, dz);
+  return {dx, ds, dz};
+}
+
+void learnable_backward_out(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
+                            int64_t qmin, int64_t qmax, int64_t axis, double grad_scale, const Tensor& dx,
+                            const Tensor& ds, const Tensor& dz) {
+  check_like(x, dx, "dx");
+  check_output(x, dx);
+  check_output(grad, dx);
+  for (const Tensor* read : {&x, &grad}) {
+    STD_TORCH_CHECK(x.numel() == 0 || dx.const_data_ptr() != read->const_data_ptr(), "dx must not be what is read");
+  }
+  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, 0, 0, 0), grad_scale, dx, ds, dz);
+}
+
+}  // namespace
+
+}  // namespace pq
+
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
+  m.impl("learnable_fake_quantize_backward", TORCH_BOX(&pq::learnable_backward));
+  m.impl("learnable_fake_quantize_backward_out", TORCH_BOX(&pq::learnable_backward_out));
+}

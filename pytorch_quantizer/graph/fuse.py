@@ -1,0 +1,78 @@
+"""The graph that a quantized model runs: quantizers do the ReLU and the addition before them in their own pass.
+The model's own graph keeps every operation apart; both give the same results to the bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch.fx import Graph, GraphModule, Node
+
+from pytorch_quantizer.graph.operations import (
+    computes_afresh,
+    is_relu,
+    is_tensor,
+    operation,
+    relu_ceiling,
+    tensor_inputs,
+)
+from pytorch_quantizer.quantization.qtypes import Quantizer
+
+PLAIN_ADDITIONS = {operator.add, torch.add, "add"}
+
+
+def fused(model: GraphModule) -> Graph:
+    """A copy of the model's graph in which each quantizer takes over what it can and nobody else reads."""
+    graph = Graph(tracer_cls=model.graph._tracer_cls)
+    output = graph.graph_copy(model.graph, {})
+    graph.output(output)
+    graph._codegen = copy.deepcopy(model.graph._codegen)
+    for node in list(graph.nodes):
+        if _takes_more(model, node):
+            _take_relu(model, node)
+            _take_addition(model, node)
+    return graph
+
+
+def _takes_more(model: GraphModule, node: Node) -> bool:
+    if node.op != "call_module":
+        return False
+    module = model.get_submodule(str(node.target))
+    return isinstance(module, Quantizer) and module.takes_relu_and_addition
+
+
+def _take_relu(model: GraphModule, node: Node) -> None:
+    relu = node.args[0]
+    if not isinstance(relu, Node) or not _is_plain_relu(model, relu) or len(relu.users) > 1:
+        return
+    _replace(model, node, relu, tensor_inputs(relu)[0], relu=True)
+
+
+def _is_plain_relu(model: GraphModule, node: Node) -> bool:
+    return is_relu(model, node) and relu_ceiling(model, node) is None
+
+
+def _take_addition(model: GraphModule, node: Node) -> None:
+    addition = node.args[0]
+    if not isinstance(addition, Node) or operation(model, addition) not in PLAIN_ADDITIONS or len(addition.users) > 1:
+        return
+    operands = [operand for operand in addition.args if isinstance(operand, Node) and is_tensor(operand)]
+    if len(operands) != 2 or len(addition.args) != 2 or addition.kwargs:
+        return
+    first, second = sorted(operands, key=lambda operand: not _is_free(model, operand))
+    _replace(model, node, addition, first, other=second)
+
+
+def _replace(model: GraphModule, node: Node, operation: Node, source: Node, **what: Any) -> None:
+    """Let a quantizer read ``source`` instead of an operation on it, which it does itself."""
+    node.args, node.kwargs = (source,), {**node.kwargs, **what}
+    node.graph.erase_node(operation)
+    node.kwargs = {**node.kwargs, "inplace": _is_free(model, source)}
+
+
+def _is_free(model: GraphModule, node: Node) -> bool:
+    """Whether a tensor may be overwritten: made for its one reader."""
+    return len(node.users) == 1 and (computes_afresh(model, node) or _takes_more(model, node))
