@@ -12,6 +12,7 @@
 #include "histogram.h"
 #include "layout.h"
 #include "quantize.h"
+#include "range.h"
 
 namespace pq {
 
@@ -60,6 +61,13 @@ void with_before(Before before, const Visit& visit) {
   } else {
     before.relu ? visit.template operator()<Before{false, true}>() : visit.template operator()<Before{false, false}>();
   }
+}
+
+inline RangeRule range_rule(int64_t spread, double reach, int64_t support, double ceiling, bool symmetric,
+                            int64_t qmin) {
+  STD_TORCH_CHECK(spread >= 0 && spread <= 2 && support >= 0 && support <= 2, "spread and support must be 0, 1 or 2");
+  STD_TORCH_CHECK(!symmetric || qmin < 0, "a symmetric grid must be signed here");
+  return {static_cast<Spread>(spread), static_cast<Support>(support), reach, ceiling, symmetric};
 }
 
 // What ops/ has checked, for those who call the raw ops: a wrong shape or type must not read foreign memory.

@@ -1,10 +1,13 @@
 // The schemas of all ops, nothing else. Loading the shared library registers them; Python needs no module object.
-// axis -1: per tensor. rounding: 0 half to even, 1 half away from zero, 2 stochastic (quantize.h's Rounding).
+// axis -1: per tensor. spread and support: range.h's Spread and Support. rounding: 0 half to even, 1 half away from zero, 2 stochastic (quantize.h's Rounding).
 // pytorch_quantizer/fallback.py repeats them for where nothing is built; a test compares the two.
 #include <torch/csrc/stable/library.h>
 
 #define PQ_GRID \
   "Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, int rounding, SymInt seed, SymInt offset"
+#define PQ_ONLINE                                                                                              \
+  "bool relu, int spread, float reach, int support, float ceiling, bool symmetric, int qmin, int qmax, int axis, " \
+  "int rounding, SymInt seed, SymInt offset"
 
 STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
   m.def("fake_quantize(Tensor x, " PQ_GRID ") -> Tensor");
@@ -20,6 +23,8 @@ STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
   m.def(
       "learnable_fake_quantize_backward_out(Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int qmin, "
       "int qmax, int axis, float grad_scale, Tensor(a!) dx, Tensor(b!) dscale, Tensor(c!) dzero_point) -> ()");
+  m.def("online_fake_quantize(Tensor x, " PQ_ONLINE ") -> (Tensor, Tensor, Tensor)");
+  m.def("online_fake_quantize_out(Tensor x, " PQ_ONLINE ", Tensor(a!) out) -> (Tensor, Tensor)");
   m.def("quantize(Tensor x, " PQ_GRID ", ScalarType dtype) -> Tensor");
   m.def("dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor");
   m.def("tensor_statistics(Tensor x, int axis) -> Tensor");

@@ -11,10 +11,17 @@ from torch import Tensor
 from pytorch_quantizer import reference
 
 ROUNDINGS = ("half_even", "half_away", "stochastic")
+SPREADS = ("none", "abs_dev", "deviation")
+SUPPORTS = ("real", "rectified", "nonnegative")
 
 _GRID = "Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, int rounding, SymInt seed, SymInt offset"
 
 _LEARNED = "Tensor grad, Tensor x, Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, float grad_scale"
+
+_ONLINE = (
+    "bool relu, int spread, float reach, int support, float ceiling, bool symmetric, int qmin, int qmax, int axis, "
+    "int rounding, SymInt seed, SymInt offset"
+)
 
 # The schemas of kernels/schemas.cpp, used where it isn't built. axis -1: per tensor; rounding: index into ROUNDINGS.
 SCHEMAS = {
@@ -29,6 +36,8 @@ SCHEMAS = {
     "learnable_fake_quantize_backward_out": (
         f"({_LEARNED}, Tensor(a!) dx, Tensor(b!) dscale, Tensor(c!) dzero_point) -> ()"
     ),
+    "online_fake_quantize": f"(Tensor x, {_ONLINE}) -> (Tensor, Tensor, Tensor)",
+    "online_fake_quantize_out": f"(Tensor x, {_ONLINE}, Tensor(a!) out) -> (Tensor, Tensor)",
     "quantize": f"(Tensor x, {_GRID}, ScalarType dtype) -> Tensor",
     "dequantize": "(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor",
     "tensor_statistics": "(Tensor x, int axis) -> Tensor",
@@ -103,6 +112,20 @@ def _learnable_backward_out(grad: Tensor, x: Tensor, *learned_outs: Any) -> None
         out.copy_(result)
 
 
+def _online_fake_quantize(x: Tensor, relu: bool, *rule_grid: Any) -> tuple[Tensor, Tensor, Tensor]:
+    _warn_once(x.device.type)
+    spread, reach, support, ceiling, symmetric, *grid = rule_grid
+    rule = {"spread": SPREADS[spread], "support": SUPPORTS[support], "reach": reach, "ceiling": ceiling}
+    (qmin, qmax), keywords = _named(tuple(grid))
+    return reference.online_fake_quantize(x, qmin, qmax, relu=relu, symmetric=symmetric, **rule, **keywords)
+
+
+def _online_fake_quantize_out(x: Tensor, relu: bool, *rule_grid_out: Any) -> tuple[Tensor, Tensor]:
+    y, scale, zero_point = _online_fake_quantize(x, relu, *rule_grid_out[:-1])
+    rule_grid_out[-1].copy_(y)
+    return scale, zero_point
+
+
 def _quantize(x: Tensor, *grid_dtype: Any) -> Tensor:
     _warn_once(x.device.type)
     positional, keywords = _named(grid_dtype[:-1])
@@ -133,6 +156,8 @@ FALLBACKS: dict[str, Callable[..., Any]] = {
     "fake_quantize_backward_out": _fake_quantize_backward_out,
     "learnable_fake_quantize_backward": _learnable_backward,
     "learnable_fake_quantize_backward_out": _learnable_backward_out,
+    "online_fake_quantize": _online_fake_quantize,
+    "online_fake_quantize_out": _online_fake_quantize_out,
     "quantize": _quantize,
     "dequantize": _dequantize,
     "tensor_statistics": _tensor_statistics,

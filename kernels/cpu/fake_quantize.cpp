@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "isa.h"
+#include "ops.h"
 #include "rows.h"
 
 #define PQ_LOOPS "fake_quantize.loops.h"
@@ -45,7 +46,10 @@ void forward_rows(const Tensor& x, const Tensor* other, const GridArguments& arg
   });
 }
 
-void forward(const Tensor& x, const Tensor* other, bool relu, const GridArguments& arguments, const Tensor& y) {
+}  // namespace
+
+void fake_quantize_into(const Tensor& x, const Tensor* other, bool relu, const GridArguments& arguments,
+                        const Tensor& y) {
   check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
   if (other) check_like(x, *other, "other");
   if (x.numel() == 0) return;
@@ -55,8 +59,10 @@ void forward(const Tensor& x, const Tensor* other, bool relu, const GridArgument
   });
 }
 
+namespace {
+
 void forward(const Tensor& x, const GridArguments& arguments, const Tensor& y) {
-  forward(x, nullptr, false, arguments, y);
+  fake_quantize_into(x, nullptr, false, arguments, y);
 }
 
 template <Rounding R>
@@ -103,8 +109,8 @@ Tensor fused_fake_quantize(const Tensor& x, std::optional<Tensor> other, bool re
                            const Tensor& zero_point, int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding,
                            int64_t seed, int64_t offset) {
   Tensor y = torch::stable::empty_like(x);
-  forward(x, other ? &*other : nullptr, relu,
-          grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), y);
+  fake_quantize_into(x, other ? &*other : nullptr, relu,
+                     grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), y);
   return y;
 }
 
@@ -114,8 +120,8 @@ void fused_fake_quantize_out(const Tensor& x, std::optional<Tensor> other, bool 
   check_like(x, out, "out");
   check_output(x, out);
   if (other) check_output(*other, out);
-  forward(x, other ? &*other : nullptr, relu,
-          grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
+  fake_quantize_into(x, other ? &*other : nullptr, relu,
+                     grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
 }
 
 void backward(const Tensor& grad, const Tensor& x, const GridArguments& arguments, const Tensor& dx) {

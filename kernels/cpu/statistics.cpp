@@ -6,6 +6,7 @@
 
 #include "isa.h"
 #include "lanes.h"
+#include "ops.h"
 #include "walk.h"
 
 #define PQ_LOOPS "statistics.loops.h"
@@ -96,7 +97,9 @@ void read_second(const Walk& walk, double* out) {
   }
 }
 
-Tensor tensor_statistics(const Tensor& x, int64_t axis) {
+}  // namespace
+
+Tensor statistics_of(const Tensor& x, int64_t axis) {
   STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
   const Walk walk = make_walk(x, axis);
   const int64_t shape[] = {kStatistics, walk.channels};
@@ -107,8 +110,6 @@ Tensor tensor_statistics(const Tensor& x, int64_t axis) {
   return out;
 }
 
-}  // namespace
-
 }  // namespace pq
 
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) { m.impl("tensor_statistics", TORCH_BOX(&pq::tensor_statistics)); }
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) { m.impl("tensor_statistics", TORCH_BOX(&pq::statistics_of)); }

@@ -31,24 +31,28 @@ def fused(model: GraphModule) -> Graph:
     graph.output(output)
     graph._codegen = copy.deepcopy(model.graph._codegen)
     for node in list(graph.nodes):
-        if _takes_more(model, node):
+        quantizer = _quantizer_of(model, node)
+        if quantizer is not None and quantizer.takes_relu:
             _take_relu(model, node)
+        if quantizer is not None and quantizer.takes_addition:
             _take_addition(model, node)
     return graph
 
 
-def _takes_more(model: GraphModule, node: Node) -> bool:
-    if node.op != "call_module":
-        return False
-    module = model.get_submodule(str(node.target))
-    return isinstance(module, Quantizer) and module.takes_relu_and_addition
+def _quantizer_of(model: GraphModule, node: Node) -> Quantizer | None:
+    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    return module if isinstance(module, Quantizer) else None
 
 
 def _take_relu(model: GraphModule, node: Node) -> None:
-    relu = node.args[0]
+    """Of an online quantizer, which sees the ReLU's input to choose its range, it becomes the only one."""
+    relu, observed = node.args[0], node.kwargs.get("observed")
     if not isinstance(relu, Node) or not _is_plain_relu(model, relu) or len(relu.users) > 1:
         return
-    _replace(model, node, relu, tensor_inputs(relu)[0], relu=True)
+    source = tensor_inputs(relu)[0]
+    if observed in (None, source):
+        node.kwargs = {name: value for name, value in node.kwargs.items() if name != "observed"}
+        _replace(model, node, relu, source, relu=True)
 
 
 def _is_plain_relu(model: GraphModule, node: Node) -> bool:
@@ -75,4 +79,4 @@ def _replace(model: GraphModule, node: Node, operation: Node, source: Node, **wh
 
 def _is_free(model: GraphModule, node: Node) -> bool:
     """Whether a tensor may be overwritten: made for its one reader."""
-    return len(node.users) == 1 and (computes_afresh(model, node) or _takes_more(model, node))
+    return len(node.users) == 1 and (computes_afresh(model, node) or _quantizer_of(model, node) is not None)

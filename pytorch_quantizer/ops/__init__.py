@@ -7,6 +7,7 @@ dimension of size C (per channel). An s that isn't positive and finite gives NaN
 
 from pytorch_quantizer.fallback import ROUNDINGS
 from pytorch_quantizer.ops.learnable import learnable_fake_quantize
+from pytorch_quantizer.ops.online import online_fake_quantize
 from pytorch_quantizer.ops.statistics import MAX_BINS, STATISTICS, histogram, tensor_statistics
 from pytorch_quantizer.ops.uniform import dequantize, fake_quantize, fake_quantize_, fused_fake_quantize, quantize
 
@@ -20,6 +21,7 @@ __all__ = [
     "fused_fake_quantize",
     "histogram",
     "learnable_fake_quantize",
+    "online_fake_quantize",
     "quantize",
     "tensor_statistics",
 ]

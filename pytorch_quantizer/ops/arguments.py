@@ -29,14 +29,10 @@ def grid_arguments(
     check_float("x", x)
     axis = channel_axis(x, scale, zero_point, axis)
     check_codes(qmin, qmax)
-    index = _ROUNDING_INDEX.get(rounding)
-    if index is None:
-        raise InputError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
-    if index == 2:
-        check_random(seed, offset)
+    rounding_index, seed, offset = rounding_arguments(rounding, seed, offset)
     if scale.requires_grad and torch.is_grad_enabled():
         raise InputError("scale must not need a gradient here (only x gets one): pass scale.detach()")
-    return scale, zero_point, qmin, qmax, axis, index, seed, offset
+    return scale, zero_point, qmin, qmax, axis, rounding_index, seed, offset
 
 
 def check_codes(qmin: int, qmax: int) -> tuple[int, int]:
@@ -44,6 +40,16 @@ def check_codes(qmin: int, qmax: int) -> tuple[int, int]:
     if not -_LARGEST_CODE <= qmin < qmax <= _LARGEST_CODE:
         raise InputError(f"qmin < qmax must hold, both within ±2**24, got qmin={qmin}, qmax={qmax}")
     return qmin, qmax
+
+
+def rounding_arguments(rounding: str, seed: int, offset: int) -> tuple[int, int, int]:
+    """Return rounding as the raw ops take it, seed and offset; InputError where they are none."""
+    index = _ROUNDING_INDEX.get(rounding)
+    if index is None:
+        raise InputError(f"rounding must be one of {', '.join(ROUNDINGS)}, got {rounding!r}")
+    if index == 2:
+        check_random(seed, offset)
+    return index, seed, offset
 
 
 def check_float(name: str, x: Tensor) -> None:

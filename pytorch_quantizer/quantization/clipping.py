@@ -267,6 +267,23 @@ def choose_range(
     return CLIPPINGS[chosen.name](Question(statistics, grid, domain, lo, hi, chosen.parameter, chosen.exact))
 
 
+def analytic_reach(method: str, bits: int, support: Support) -> tuple[str, float] | None:
+    """What a range reaches over about the mean, (spread, factor) as `ops.online_fake_quantize` takes them, or None.
+
+    None: the method reads more than a tensor's nine numbers (a histogram), seeks an exact optimum, or the range is
+    known beforehand. Raises InputError where it is no method.
+    """
+    name, parameter, exact = _parse(method)
+    if exact or name in FROM_HISTOGRAM or support == "unit":
+        return None
+    if name == "minmax":
+        return "none", 0.0
+    if name == "std":
+        return "deviation", parameter
+    alpha = DISTRIBUTIONS[name].optimal_alpha(bits + int(support != "real"))
+    return "abs_dev" if name == "laplace" else "deviation", alpha
+
+
 def check_across_batches(text: str) -> str:
     """The text again. Raises InputError unless it is one of ACROSS_BATCHES."""
     if text not in ACROSS_BATCHES:

@@ -3,6 +3,7 @@ Nothing here checks arguments (ops/ does), carries a graph, or is meant to be fa
 """
 
 from pytorch_quantizer.reference.learnable import learnable_fake_quantize_backward
+from pytorch_quantizer.reference.online import online_fake_quantize
 from pytorch_quantizer.reference.rounding import uniform24
 from pytorch_quantizer.reference.statistics import histogram, tensor_statistics
 from pytorch_quantizer.reference.uniform import (
@@ -23,6 +24,7 @@ __all__ = [
     "fused_fake_quantize",
     "histogram",
     "learnable_fake_quantize_backward",
+    "online_fake_quantize",
     "quantize",
     "smallest_dtype",
     "tensor_statistics",

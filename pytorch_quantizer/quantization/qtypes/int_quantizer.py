@@ -33,7 +33,8 @@ class IntQuantizer(Quantizer):
     """
 
     is_integer = True
-    takes_relu_and_addition = True
+    takes_relu = True
+    takes_addition = True
     scale: Any  # Tensor once fitted, None before
     zero_point: Any
 

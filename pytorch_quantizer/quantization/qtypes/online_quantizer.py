@@ -5,12 +5,14 @@ The ranges are clipping.py's, the arithmetic IntQuantizer's.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Self
+from typing import Any, Self
 
+import torch
 from torch import Tensor
 
+from pytorch_quantizer import ops
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.quantization.clipping import choose_range
+from pytorch_quantizer.quantization.clipping import Domain, analytic_reach, choose_range
 from pytorch_quantizer.quantization.qparams import GridSpec, QParams
 from pytorch_quantizer.quantization.qtypes.int_quantizer import IntQuantizer
 from pytorch_quantizer.quantization.statistics import TensorStatistics
@@ -27,7 +29,7 @@ class OnlineQuantizer(IntQuantizer):
     """
 
     is_integer = False
-    takes_relu_and_addition = False
+    takes_addition = False
 
     def __init__(self, settings: IntQuantizer) -> None:
         super().__init__(
@@ -65,23 +67,52 @@ class OnlineQuantizer(IntQuantizer):
         """Learn nothing, and return self."""
         return self
 
-    def forward(self, x: Tensor, observed: Tensor | None = None, inplace: bool = False) -> Tensor:  # type: ignore[override]
-        """Simulate x on the grid of its own batch.
+    def forward(  # type: ignore[override]
+        self, x: Tensor, observed: Tensor | None = None, inplace: bool = False, relu: bool = False
+    ) -> Tensor:
+        """Simulate x, or relu(x), on the grid of its own batch.
 
         observed: the tensor whose statistics choose the range, where it isn't x: a ReLU's input, for a rectified
-        domain. Without it such a domain is taken as non-negative, for x no longer tells what the ReLU cut off.
-        inplace: overwrites x if no gradient is needed. Raises InputError for an empty batch, and for NaN or infinite
-        values.
+        domain. Without it and without ``relu`` such a domain is taken as non-negative, for x no longer tells what the
+        ReLU cut off. inplace: overwrites x if no gradient is needed. Raises InputError for an empty batch, and for NaN
+        or infinite values; on a GPU, where asking would mean to wait, these give NaN, and an empty batch nothing.
         """
+        domain = self.domain
+        if observed is None and not relu and domain.support == "rectified":
+            domain = replace(domain, support="nonnegative")
+        if observed is None and not (x.requires_grad and torch.is_grad_enabled()):
+            y = self._in_one_call(x, domain, inplace, relu)
+            if y is not None:
+                return y
         source = x if observed is None else observed
         statistics = TensorStatistics.from_tensor(source.detach(), axis=self.axis, histogram=self.needs_histogram)
-        domain = self.domain
-        if observed is None and domain.support == "rectified":
-            domain = replace(domain, support="nonnegative")
         grid = GridSpec(self.bits, self.signed, self.symmetric, self.narrow)
         lo, hi = choose_range(statistics, method=self.clip, grid=grid, domain=domain)
         self.qparams = grid.over(lo, hi, self.axis)
-        return super().forward(x, inplace)
+        return super().forward(x, inplace, relu=relu)
+
+    def _in_one_call(self, x: Tensor, domain: Domain, inplace: bool, relu: bool) -> Tensor | None:
+        """The same by one op; None where the range isn't one that it knows, or x holds what must be refused."""
+        rule = analytic_reach(self.clip, self.bits, domain.support)
+        if rule is None or (self.symmetric and not self.signed) or not x.numel():
+            return None
+        spread, reach = rule
+        ceiling = float("inf") if domain.upper is None else domain.upper
+        kind: Any = {"spread": spread, "reach": reach, "support": domain.support, "ceiling": ceiling, "relu": relu}
+        y, scale, zero_point = ops.online_fake_quantize(
+            x,
+            self.qmin,
+            self.qmax,
+            symmetric=self.symmetric,
+            axis=self.axis,
+            out=x if inplace else None,
+            **kind,
+            **self._rounding(x),
+        )
+        if scale.device.type == "cpu" and not bool(scale.isfinite().all()):
+            return None
+        self.scale, self.zero_point = scale, zero_point
+        return y
 
     def storage(self) -> dict[str, Tensor]:
         """Nothing."""

@@ -22,12 +22,14 @@ class Quantizer(nn.Module, ABC):
     comes in, a recipe's name for it being name and bits ("int4"). fixed_bits: set where it has one width, which its
     name doesn't repeat ("ternary"). needs_histogram: whether ``fit`` wants statistics that hold a histogram. blocked:
     its scales are those of blocks along what a layer sums over; an activation's channels have none of their own.
-    takes_relu_and_addition: whether ``forward(x, inplace, other, relu)`` does relu(x + other) before it, in one pass.
+    takes_relu, takes_addition: whether ``forward`` has an argument ``relu``, ``other``, and does relu(x + other) first
+    in its own pass.
     """
 
     is_integer: ClassVar[bool] = False
     blocked: ClassVar[bool] = False
-    takes_relu_and_addition: ClassVar[bool] = False
+    takes_relu: ClassVar[bool] = False
+    takes_addition: ClassVar[bool] = False
     widths: ClassVar[range] = range(1, MAX_BITS + 1)
     fixed_bits: ClassVar[int | None] = None
 
