@@ -89,7 +89,11 @@ def bar_of(rows: list[Row], rule: Rule) -> Bar | None:
         return None
     worst = max if MEASURES[rule.measure].at_most else min
     size = worst(measured, key=lambda size: measured[size]) if rule.every_size else max(measured)
-    return Bar(", ".join(map(str, rule.where.values())), measured[size], rule, size or None)
+    return Bar(_name(rule), measured[size], rule, size or None)
+
+
+def _name(rule: Rule) -> str:
+    return ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in rule.where.items())
 
 
 def _by_size(rows: list[Row], rule: Rule, implementation: str) -> dict[int, Row]:
@@ -103,5 +107,4 @@ def print_bars(found: list[Bar], note: str) -> None:
     """A line a bar, and what must be known to read them."""
     print(f"\nbars ({note})" if found else "\nno bars: nothing that they are measured by was run")
     print(*found, sep="\n")
-    missed = sum(not bar.met for bar in found)
-    print(f"{len(found)} bars, {missed} missed")
+    print(f"{sum(not bar.met for bar in found)} of {len(found)} missed")

@@ -20,7 +20,8 @@ from kernel_cases import CALLS, CASES, Case, activation
 from turns import Run, medians
 
 from pytorch_quantizer.atomic import require_writable, write_atomically
-from pytorch_quantizer.environment import free_memory, provenance
+from pytorch_quantizer.command_line import run
+from pytorch_quantizer.environment import choose_device, free_memory, provenance
 
 LARGEST = 2**28  # 1 GB of float32
 SIZES = {"cpu": (2**16, 2**19, 2**22, 50_000_000), "cuda": (2**16, 2**19, 2**22, 2**25, LARGEST)}
@@ -32,7 +33,7 @@ TENSORS = 10  # of a case at once, in float32: its own, and what PyTorch has on 
 
 def cases(options: argparse.Namespace) -> Iterator[Case]:
     """All that was asked for, one size at a time in memory."""
-    for name in CALLS.keys() & set(options.ops):
+    for name in [name for name in CALLS if name in options.ops]:
         for elements in options.call_sizes:
             yield from CALLS[name](torch.randn(elements, device=options.device))
     for elements in options.elements:
@@ -41,8 +42,8 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
         for dtype in options.dtypes:
             for layout in options.layouts:
                 x = activation(elements, getattr(torch, dtype), layout, options.device)
-                for name in CASES:
-                    yield from CASES[name](x) if name in options.ops else ()
+                for name in [name for name in CASES if name in options.ops]:
+                    yield from CASES[name](x)
 
 
 def fits(elements: int, device: str) -> bool:
@@ -108,6 +109,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, and write what --json asks for."""
     options = parse_arguments()
+    choose_device(options.device)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     if options.json:
@@ -123,4 +125,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("bench_kernels.py", main)

@@ -175,7 +175,7 @@ def codes(x: Tensor) -> Iterator[Case]:
     yield Case("quantize", x, x.nbytes + q.nbytes, copy | forth)
     back = {
         "ours": partial(ops.dequantize, q, scale, zero_point, dtype=x.dtype),
-        "expression": lambda: ((q - zero_point) * scale).to(x.dtype),
+        "expression": lambda: ((q.float() - zero_point) * scale).to(x.dtype),
     }
     yield Case("dequantize", x, x.nbytes + q.nbytes, copy | back)
 

@@ -21,6 +21,8 @@ from bokeh.plotting import figure
 from bokeh.resources import INLINE
 
 from pytorch_quantizer.atomic import atomic_path, write_atomically
+from pytorch_quantizer.command_line import run
+from pytorch_quantizer.errors import InputError
 
 COPY = "copy_"
 Curves = dict[str, list[tuple[int, float]]]
@@ -101,8 +103,12 @@ def main() -> None:
     parser.add_argument("--png", type=Path, help="default: figures/, by the JSON file's name")
     parser.add_argument("--html", type=Path, help="default: results/, by the JSON file's name")
     options = parser.parse_args()
+    if not options.measured.is_file():
+        raise InputError(f"{options.measured} isn't there: make it by bench_kernels.py --json {options.measured}")
     record = json.loads(options.measured.read_text())
     found = curves(record["rows"], options.dtype, options.layout)
+    if not found:
+        raise InputError(f"{options.measured} has no rows of {options.dtype}, {options.layout}")
     title = heading(record, options.dtype, options.layout)
     name = options.measured.stem
     png, html = options.png or Path("figures", f"{name}.png"), options.html or Path("results", f"{name}.html")
@@ -112,4 +118,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run("kernel_picture.py", main)
