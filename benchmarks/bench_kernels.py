@@ -48,6 +48,8 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
 
 def fits(elements: int, device: str) -> bool:
     """Whether a size can be measured; says so where not."""
+    if device == "cuda":
+        torch.cuda.empty_cache()  # what earlier sizes left there is free, too
     needed, free = TENSORS * 4 * elements, free_memory(device)
     if needed > free:
         print(f"left out: {elements:,} elements need {needed >> 30} GiB, {free >> 30} GiB are free")
