@@ -1,188 +1,130 @@
-"""Times the kernels beside copy_, torch's own op and the formula written in PyTorch; prints the ratios of the bar.
+"""Times each kernel over sizes, dtypes and layouts beside copy_, PyTorch's own op and the formula written in PyTorch.
 
-    python benchmarks/bench_kernels.py [--device cpu|cuda] [--elements N] [--threads 2] [--json FILE]
+    python benchmarks/bench_kernels.py [--device cpu|cuda] [--ops NAME …] [--json FILE]
 
 Each number is the median of --repeats rounds; in a round every implementation of a case runs once, in turn, so that all
-see the same machine. `out` buffers exist and are touched before; what torch's op allocates is part of its time.
+see the same machine; what is quick is repeated within a timing. bytes: what an implementation must move. On the CPU,
+activations have up to 50 M elements, with --large 2^28, as on CUDA. The bars come last. What the cases are:
+kernel_cases.py; the bars: kernel_bars.py; a picture of the JSON file: kernel_picture.py.
 """
 
 import argparse
 import json
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from bars import Row, bandwidth, bars, print_bars
+from kernel_bars import rules
+from kernel_cases import CALLS, CASES, Case, activation
+from turns import Run, medians
 
-from pytorch_quantizer import ops, reference
 from pytorch_quantizer.atomic import require_writable, write_atomically
-from pytorch_quantizer.environment import provenance
+from pytorch_quantizer.command_line import run
+from pytorch_quantizer.environment import choose_device, free_memory, provenance
 
-CHANNELS, SIDE = 64, 56  # a ResNet's activation: [N, 64, 56, 56]
-BAR = {"copy": ("at most", 2.0), "torch": ("at least", 10.0)}
-
-Case = tuple[str, torch.Tensor, str, dict[str, Callable[[], object]]]
-
-
-def expression(x, scale, zero_point, qmin, qmax):
-    """The formula as one would write it."""
-    return (torch.clamp(torch.round(x / scale) + zero_point, qmin, qmax) - zero_point) * scale
+LARGEST = 2**28  # 1 GB of float32
+SIZES = {"cpu": (2**16, 2**19, 2**22, 50_000_000), "cuda": (2**16, 2**19, 2**22, 2**25, LARGEST)}
+CALL_SIZES = (16, 2**10, 2**14, 2**16, 2**18, 2**20)
+DTYPES = ("float32", "float16", "bfloat16")
+LAYOUTS = ("contiguous", "channels_last")
+TENSORS = 10  # of a case at once, in float32: its own, and what PyTorch has on the way
 
 
-def fake_quantize_cases(x: torch.Tensor, layout: str) -> Iterator[Case]:
-    """Per tensor, with `out`; the float32 contiguous case is the bar's."""
-    scale, zero_point = torch.tensor(0.3, device=x.device), torch.tensor(3, dtype=torch.int32, device=x.device)
-    grid, out = (scale, zero_point, 0, 15), torch.zeros_like(x)
-    runs = {
-        "ours": lambda: ops.fake_quantize(x, *grid, out=out),
-        "copy": lambda: out.copy_(x),
-        "torch": lambda: torch.fake_quantize_per_tensor_affine(x, scale, zero_point, 0, 15),
-        "expression": lambda: expression(x, *grid),
-    }
-    yield "fake_quantize", x, layout, runs
-    rounded = {"ours": lambda: ops.fake_quantize(x, *grid, rounding="stochastic", out=out), "copy": runs["copy"]}
-    yield "fake_quantize stochastic", x, layout, rounded
-    yield "quantize", x, layout, {"ours": lambda: ops.quantize(x, *grid), "copy": runs["copy"]}
-    codes = ops.quantize(x, *grid)
-    restored = {"ours": lambda: ops.dequantize(codes, scale, zero_point, dtype=x.dtype), "copy": runs["copy"]}
-    yield "dequantize", x, layout, restored
-    grad = torch.ones_like(x)
-    raw = torch.ops.pytorch_quantizer.fake_quantize_backward
-    yield "fake_quantize_backward", x, layout, {"ours": lambda: raw(grad, x, *grid, -1, 0, 0, 0), "copy": runs["copy"]}
+def cases(options: argparse.Namespace) -> Iterator[Case]:
+    """All that was asked for, one size at a time in memory."""
+    for name in [name for name in CALLS if name in options.ops]:
+        for elements in options.call_sizes:
+            yield from CALLS[name](torch.randn(elements, device=options.device))
+    for elements in options.elements:
+        if not fits(elements, options.device):
+            continue
+        for dtype in options.dtypes:
+            for layout in options.layouts:
+                x = activation(elements, getattr(torch, dtype), layout, options.device)
+                for name in [name for name in CASES if name in options.ops]:
+                    yield from CASES[name](x)
 
 
-def per_channel_cases(x: torch.Tensor, layout: str) -> Iterator[Case]:
-    """Along dimension 1."""
-    scale = torch.rand(CHANNELS, device=x.device) + 0.1
-    zero_point = torch.zeros(CHANNELS, dtype=torch.int32, device=x.device)
-    out = torch.zeros_like(x)
-    runs = {
-        "ours": lambda: ops.fake_quantize(x, scale, zero_point, -8, 7, axis=1, out=out),
-        "copy": lambda: out.copy_(x),
-        "torch": lambda: torch.fake_quantize_per_channel_affine(x, scale, zero_point, 1, -8, 7),
-    }
-    yield "fake_quantize per channel", x, layout, runs
+def fits(elements: int, device: str) -> bool:
+    """Whether a size can be measured; says so where not."""
+    if device == "cuda":
+        torch.cuda.empty_cache()  # what earlier sizes left there is free, too
+    needed, free = TENSORS * 4 * elements, free_memory(device)
+    if needed > free:
+        print(f"left out: {elements:,} elements need {needed >> 30} GiB, {free >> 30} GiB are free")
+    return needed <= free
 
 
-def statistics_cases(x: torch.Tensor, layout: str) -> Iterator[Case]:
-    """Nine numbers; `torch` computes five of them: min, max, mean, variance, E|x − μ|."""
-
-    def five():
-        variance, mean = torch.var_mean(x, correction=0)
-        return torch.aminmax(x), variance, mean, (x - mean).abs().mean()
-
-    yield "tensor_statistics", x, layout, {"ours": lambda: ops.tensor_statistics(x), "torch": five}
-    exponent = torch.tensor(-8, device=x.device)
-    counted = {"ours": lambda: ops.histogram(x, exponent, bins=2048), "torch": lambda: torch.histc(x, 2048)}
-    yield "histogram", x, layout, counted
-    yield "tensor_statistics per channel", x, layout, {"ours": lambda: ops.tensor_statistics(x, axis=1)}
+def measure(case: Case, repeats: int) -> list[Row]:
+    """A row an implementation."""
+    with getattr(torch, case.mode)():
+        seconds = medians(runnable(case), case.x.device.type, repeats)
+    return [
+        case.description() | {"implementation": name, "bytes": case.bytes_of(name), "seconds": value}
+        for name, value in seconds.items()
+    ]
 
 
-def call_case(device: str) -> Iterator[Case]:
-    """What a call costs: ten elements, inference mode."""
-    x, scale = torch.randn(10, device=device), torch.tensor(0.3, device=device)
-    grid = (scale, torch.tensor(3, dtype=torch.int32, device=device), 0, 15)
-    runs = {
-        "ours": lambda: ops.fake_quantize(x, *grid),
-        "torch": lambda: torch.fake_quantize_per_tensor_affine(x, *grid),
-        "expression": lambda: reference.fake_quantize(x, *grid),
-    }
-    yield "fake_quantize, one call", x, "contiguous", runs
+def runnable(case: Case) -> dict[str, Run]:
+    """The case's runs without those of PyTorch's ops that don't take its dtype; says which."""
+    found = dict(case.runs)
+    for name in [name for name in case.runs if name.startswith("torch")]:
+        try:
+            found[name]()
+        except (RuntimeError, NotImplementedError) as error:
+            print(f"{case.op}: {name} left out: {str(error).splitlines()[0]}")
+            del found[name]
+    return found
 
 
-def cases(device: str, elements: int) -> Iterator[Case]:
-    """All cases, one tensor at a time in memory."""
-    yield from call_case(device)
-    for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        x = torch.randn(elements, device=device).to(dtype)
-        yield from fake_quantize_cases(x, "contiguous")
-        if dtype == torch.float32:
-            yield from statistics_cases(x.view(-1, 50), "contiguous")
-    x = torch.randn(max(1, elements // (CHANNELS * SIDE * SIDE)), CHANNELS, SIDE, SIDE, device=device)
-    for layout in ("contiguous", "channels_last"):
-        x = x.contiguous(memory_format=getattr(torch, f"{layout}_format" if layout == "contiguous" else layout))
-        yield from per_channel_cases(x, layout)
-        yield from statistics_cases(x, layout)
-
-
-def seconds(run: Callable[[], object], device: str, small: bool) -> float:
-    """One timing, the device waited for; small tensors a thousand times over."""
-    times = 1000 if small else 1
-    synchronize = torch.cuda.synchronize if device == "cuda" else lambda: None
-    synchronize()
-    start = time.perf_counter()
-    for _ in range(times):
-        run()
-    synchronize()
-    return (time.perf_counter() - start) / times
-
-
-def measure(case: Case, device: str, repeats: int) -> list[dict]:
-    """Rows of one case: op, implementation, device, dtype, layout, elements, seconds."""
-    op, x, layout, runs = case
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    with torch.inference_mode():
-        for round_ in range(repeats + 1):  # the first warms up
-            for name, run in runs.items():
-                took = seconds(run, device, x.numel() < 1000)
-                if round_:
-                    times[name].append(took)
-    row = {"op": op, "device": device, "dtype": str(x.dtype)[6:], "layout": layout, "elements": x.numel()}
-    return [row | {"implementation": name, "seconds": statistics.median(t)} for name, t in times.items()]
-
-
-def print_rows(rows: list[dict]) -> None:
-    """One line a row, with its time as a multiple of ours."""
+def print_rows(rows: Iterable[Row]) -> None:
+    """One line a row, with its bandwidth and its time as a multiple of ours."""
     ours = next(row["seconds"] for row in rows if row["implementation"] == "ours")
     for row in rows:
-        name = f"{row['op']:30} {row['dtype']:9} {row['layout']:14} {row['implementation']:10}"
-        print(f"{name} {row['seconds'] * 1e3:10.4f} ms  {row['seconds'] / ours:7.2f} × ours", flush=True)
-
-
-def print_bar(rows: list[dict], threads: int) -> None:
-    """The bar: fake_quantize, float32, contiguous, `out=` given."""
-    found = {
-        row["implementation"]: row
-        for row in rows
-        if row["op"] == "fake_quantize" and row["dtype"] == "float32" and row["layout"] == "contiguous"
-    }
-    ours = found["ours"]
-    print(f"\nbar: fake_quantize, float32, {ours['elements']:,} elements, out=, {ours['device']}, {threads} threads")
-    copy, peer = ours["seconds"] / found["copy"]["seconds"], found["torch"]["seconds"] / ours["seconds"]
-    print(f"ratio to copy_: {copy:.2f} (must be {BAR['copy'][0]} {BAR['copy'][1]})")
-    print(
-        f"faster than torch.fake_quantize_per_tensor_affine: {peer:.1f} × (must be {BAR['torch'][0]} {BAR['torch'][1]})"
-    )
+        name = f"{row['op']:39} {row['dtype']:9} {row['layout']:14} {row['elements']:>11,} {row['implementation']:15}"
+        seconds = row["seconds"]
+        print(
+            f"{name} {1e3 * seconds:10.4f} ms {bandwidth(row) / 1e9:8.2f} GB/s {seconds / ours:7.2f} x ours", flush=True
+        )
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--elements", type=int, default=50_000_000)
+    known = [*CALLS, *CASES]
+    parser.add_argument("--device", choices=list(SIZES), default="cpu")
+    parser.add_argument("--ops", nargs="+", choices=known, default=known, metavar="NAME", help=", ".join(known))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=DTYPES)
+    parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
+    parser.add_argument("--elements", nargs="+", type=int, help="sizes of activations")
+    parser.add_argument("--call-sizes", nargs="+", type=int, default=CALL_SIZES, help="elements of small vectors")
+    parser.add_argument("--large", action="store_true", help="2^28 elements too, on the CPU")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
-    return parser.parse_args()
+    options = parser.parse_args()
+    options.elements = options.elements or [*SIZES[options.device], *([LARGEST] if options.large else [])]
+    return options
 
 
 def main() -> None:
     """Measure, print, and write what --json asks for."""
-    arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
+    options = parse_arguments()
+    choose_device(options.device)
+    torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    if arguments.json:
-        require_writable(arguments.json)
-    rows = []
-    for case in cases(arguments.device, arguments.elements):
-        rows += measure(case, arguments.device, arguments.repeats)
-        print_rows(rows[-len(case[3]) :])
-    print_bar(rows, arguments.threads)
-    if arguments.json:
-        text = json.dumps({**provenance(arguments.device), "rows": rows}, indent=1)
-        write_atomically(arguments.json, f"{text}\n".encode())
+    if options.json:
+        require_writable(options.json)
+    rows: list[Row] = []
+    for case in cases(options):
+        rows += (measured := measure(case, options.repeats))
+        print_rows(measured)
+    if options.json:
+        text = json.dumps({**provenance(options.device), "repeats": options.repeats, "rows": rows}, indent=1)
+        write_atomically(options.json, f"{text}\n".encode())
+    print_bars(bars(rows, rules()), f"{options.threads} threads, medians, one run; PyTorch's ops allocate their output")
 
 
 if __name__ == "__main__":
-    main()
+    run("bench_kernels.py", main)

@@ -73,29 +73,46 @@ struct alignas(sizeof(T) * N) Pack {
   T values[N];
 };
 
+// The first `count` of N neighbours, in one access where all are there. Every index is known when compiling: a pack
+// that a variable indexes would lie in local memory, in the path of whole packs too.
+template <int N, class T>
+__device__ Pack<T, N> load(const T* from, int count) {
+  if (count == N) return *reinterpret_cast<const Pack<T, N>*>(from);
+  Pack<T, N> pack{};
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    if (k < count) pack.values[k] = from[k];
+  }
+  return pack;
+}
+
+template <int N, class T>
+__device__ void store(T* to, const Pack<T, N>& pack, int count) {
+  if (count == N) {
+    *reinterpret_cast<Pack<T, N>*>(to) = pack;
+    return;
+  }
+#pragma unroll
+  for (int k = 0; k < N; ++k) {
+    if (k < count) to[k] = pack.values[k];
+  }
+}
+
 // Elements in the order of memory, N a thread; all tensors dense and laid out alike.
 template <class F, class In, class Out, int N>
 __global__ void dense_kernel(F f, const In* x, const In* g, Out* y, int64_t n, DeviceGrids grids,
                              ChannelOfElement channels, Random random) {
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) * N;
   if (first >= n) return;
-  Pack<In, N> xs, gs;
-  Pack<Out, N> ys;
   const int count = n - first < N ? static_cast<int>(n - first) : N;
-  if (count == N) {
-    xs = *reinterpret_cast<const Pack<In, N>*>(x + first);
-    if (F::needs_gradient) gs = *reinterpret_cast<const Pack<In, N>*>(g + first);
-  } else {
-    for (int k = 0; k < count; ++k) {
-      xs.values[k] = x[first + k];
-      if (F::needs_gradient) gs.values[k] = g[first + k];
-    }
-  }
+  const Pack<In, N> xs = load<N>(x + first, count);
+  Pack<In, N> gs;
+  if constexpr (F::needs_gradient) gs = load<N>(g + first, count);
+  Pack<Out, N> ys;
   int64_t left, channel = channels.channel(first, left);
   Grid grid = grids.at(channel);
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    if (k >= count) break;
     const float gradient = F::needs_gradient ? static_cast<float>(gs.values[k]) : 0.0f;
     const Random own{random.seed, random.counter + static_cast<uint64_t>(first + k)};
     ys.values[k] = static_cast<Out>(f(static_cast<float>(xs.values[k]), gradient, grid, own));
@@ -105,11 +122,7 @@ __global__ void dense_kernel(F f, const In* x, const In* g, Out* y, int64_t n, D
       grid = grids.at(channel);
     }
   }
-  if (count == N) {
-    *reinterpret_cast<Pack<Out, N>*>(y + first) = ys;
-  } else {
-    for (int k = 0; k < count; ++k) y[first + k] = ys.values[k];
-  }
+  store(y + first, ys, count);
 }
 
 // Any strides, an element a thread.

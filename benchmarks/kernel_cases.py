@@ -1,0 +1,244 @@
+"""What bench_kernels.py times: for each op a function that yields its cases on a tensor, and a line in CASES or CALLS.
+
+A case's implementations: `ours`; `torch`, PyTorch's own; `expression`, the formula written in PyTorch; and what bars
+are measured by: `copy`, `add`, `aminmax` and `sum` over the same tensor. Outputs exist and are touched before, except
+where an op allocates its own: PyTorch's do, and those of ours that take no out=.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from turns import Run
+
+from pytorch_quantizer import ops
+from pytorch_quantizer.backend import raw
+
+CHANNELS, SIDE = 64, 32  # an activation, [N, 64, 32, 32]: an image has 64 Ki elements
+PASSES = {"copy": 2, "add": 3, "aminmax": 1, "sum": 1}  # over the tensor's memory; other runs move the case's bytes
+AXES = (None, 0, 1)
+RAW = (0, 0, 0)  # rounding half to even, seed, offset, as the raw ops take them
+QMIN, QMAX = 0, 15
+BINS = 2048
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on a tensor. bytes: what it must move; runs: an implementation's name and a call of it."""
+
+    op: str
+    x: Tensor
+    bytes: int
+    runs: dict[str, Run]
+    mode: str = "inference_mode"
+
+    def description(self) -> dict[str, object]:
+        """What all rows of the case have in common."""
+        layout = "contiguous" if self.x.is_contiguous() else "channels_last"
+        row = {"op": self.op, "device": self.x.device.type, "dtype": str(self.x.dtype).removeprefix("torch.")}
+        return row | {"layout": layout, "elements": self.x.numel()}
+
+    def bytes_of(self, implementation: str) -> int:
+        """What one of the runs must move."""
+        passes = PASSES.get(implementation)
+        return passes * self.x.nbytes if passes else self.bytes
+
+
+def activation(elements: int, dtype: torch.dtype, layout: str, device: str) -> Tensor:
+    """[N, 64, 32, 32], N as `elements` says, one at the least."""
+    images = max(1, elements // (CHANNELS * SIDE * SIDE))
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    return torch.randn(images, CHANNELS, SIDE, SIDE, device=device).to(dtype, memory_format=memory_format)
+
+
+def grid(x: Tensor, axis: int | None) -> tuple[Tensor, Tensor]:
+    """Scale and zero point: [], or one a channel along `axis`."""
+    shape = [] if axis is None else [x.shape[axis]]
+    scale = torch.full(shape, 0.3, device=x.device)
+    return scale, torch.full(shape, 3, dtype=torch.int32, device=x.device)
+
+
+def named(op: str, axis: int | None) -> str:
+    """The op's name, with its axis where it has one."""
+    return op if axis is None else f"{op} axis {axis}"
+
+
+def beside(x: Tensor, parameter: Tensor, axis: int | None) -> Tensor:
+    """A parameter in a shape that PyTorch broadcasts along `axis`."""
+    return parameter if axis is None else parameter.view([-1 if d == axis else 1 for d in range(x.dim())])
+
+
+# --- the formulas as one would write them ---------------------------------------------------------------------------
+
+
+def quantized(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """clamp(round(x/s) + z)."""
+    return torch.clamp(torch.round(x / scale) + zero_point, QMIN, QMAX)
+
+
+def simulated(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """(clamp(round(x/s) + z) − z)·s."""
+    return (quantized(x, scale, zero_point) - zero_point) * scale
+
+
+def passed(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """g·1[in range]."""
+    q = torch.round(x / scale) + zero_point
+    return grad * ((q >= QMIN) & (q <= QMAX))
+
+
+def described(x: Tensor, dims: list[int]) -> tuple[Tensor, ...]:
+    """Five of the nine numbers of tensor_statistics: min, max, mean, variance, E|x − μ|."""
+    variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+    return x.amin(dims), x.amax(dims), variance, mean, (x - mean).abs().mean(dims)
+
+
+# --- an op, a function ----------------------------------------------------------------------------------------------
+
+
+def fake_quantize(x: Tensor) -> Iterator[Case]:
+    """Per tensor and per channel, into out=."""
+    out = torch.zeros_like(x)
+    for axis in AXES:
+        scale, zero_point = grid(x, axis)
+        runs = {
+            "ours": partial(ops.fake_quantize, x, scale, zero_point, QMIN, QMAX, axis=axis, out=out),
+            "copy": partial(out.copy_, x),
+            "torch": torch_fake_quantize(x, scale, zero_point, axis),
+            "expression": partial(simulated, x, beside(x, scale, axis), beside(x, zero_point, axis)),
+        }
+        yield Case(named("fake_quantize", axis), x, 2 * x.nbytes, runs)
+
+
+def torch_fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Run:
+    """PyTorch's own, forward."""
+    if axis is None:
+        return partial(torch.fake_quantize_per_tensor_affine, x, scale, zero_point, QMIN, QMAX)
+    return partial(torch.fake_quantize_per_channel_affine, x, scale, zero_point, axis, QMIN, QMAX)
+
+
+def fake_quantize_in_place(x: Tensor) -> Iterator[Case]:
+    """Over a tensor that is on the grid after the first time; that changes no time."""
+    y, out = x.clone(), torch.zeros_like(x)
+    runs = {"ours": partial(ops.fake_quantize_, y, *grid(x, None), QMIN, QMAX), "copy": partial(out.copy_, x)}
+    yield Case("fake_quantize_", x, 2 * x.nbytes, runs)
+
+
+def fake_quantize_stochastic(x: Tensor) -> Iterator[Case]:
+    """A random number an element."""
+    out = torch.zeros_like(x)
+    ours = partial(ops.fake_quantize, x, *grid(x, None), QMIN, QMAX, rounding="stochastic", out=out)
+    yield Case("fake_quantize stochastic", x, 2 * x.nbytes, {"ours": ours, "copy": partial(out.copy_, x)})
+
+
+def fake_quantize_backward(x: Tensor) -> Iterator[Case]:
+    """The straight-through gradient. PyTorch's: from its forward's mask, and the learnable op's, of three tensors."""
+    grad, out = torch.ones_like(x), torch.zeros_like(x)
+    for axis in AXES:
+        scale, zero_point = grid(x, axis)
+        each = beside(x, scale, axis), beside(x, zero_point, axis)
+        mask = passed(grad, x, *each) != 0
+        runs = {
+            "ours": partial(
+                raw.fake_quantize_backward, grad, x, scale, zero_point, QMIN, QMAX, -1 if axis is None else axis, *RAW
+            ),
+            "copy": partial(out.copy_, x),
+            "add": partial(torch.add, grad, x, out=out),
+            "torch": partial(torch.ops.aten.fake_quantize_per_tensor_affine_cachemask_backward, grad, mask),
+            "torch learnable": torch_learnable_backward(grad, x, scale, zero_point, axis),
+            "expression": partial(passed, grad, x, *each),
+        }
+        yield Case(named("fake_quantize_backward", axis), x, 3 * x.nbytes, runs)
+
+
+def torch_learnable_backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Run:
+    """The backward of torch._fake_quantize_learnable_*: gradients of x, scale and zero point."""
+    learned = scale.reshape(-1), zero_point.float().reshape(-1)
+    if axis is None:
+        op = torch.ops.aten._fake_quantize_learnable_per_tensor_affine_backward
+        return partial(op, grad, x, *learned, QMIN, QMAX, 1.0)
+    op = torch.ops.aten._fake_quantize_learnable_per_channel_affine_backward
+    return partial(op, grad, x, *learned, axis, QMIN, QMAX, 1.0)
+
+
+def codes(x: Tensor) -> Iterator[Case]:
+    """To uint8 and back."""
+    scale, zero_point = grid(x, None)
+    q, out = ops.quantize(x, scale, zero_point, QMIN, QMAX), torch.zeros_like(x)
+    copy = {"copy": partial(out.copy_, x)}
+    forth = {
+        "ours": partial(ops.quantize, x, scale, zero_point, QMIN, QMAX),
+        "expression": lambda: quantized(x, scale, zero_point).to(torch.uint8),
+    }
+    yield Case("quantize", x, x.nbytes + q.nbytes, copy | forth)
+    back = {
+        "ours": partial(ops.dequantize, q, scale, zero_point, dtype=x.dtype),
+        "expression": lambda: ((q.float() - zero_point) * scale).to(x.dtype),
+    }
+    yield Case("dequantize", x, x.nbytes + q.nbytes, copy | back)
+
+
+def tensor_statistics(x: Tensor) -> Iterator[Case]:
+    """Nine numbers in two reads; the expression computes five."""
+    for axis in AXES:
+        runs = {
+            "ours": partial(ops.tensor_statistics, x, axis=axis),
+            **reads(x),
+            "expression": partial(described, x, [d for d in range(x.dim()) if d != axis]),
+        }
+        yield Case(named("tensor_statistics", axis), x, 2 * x.nbytes, runs)
+
+
+def histogram(x: Tensor) -> Iterator[Case]:
+    """2,048 bins over [−4, 4)."""
+    exponent = torch.tensor(-8, device=x.device)
+    runs = {
+        "ours": partial(ops.histogram, x, exponent, bins=BINS),
+        **reads(x),
+        "torch": partial(torch.histc, x, BINS, -4, 4),
+    }
+    yield Case("histogram", x, x.nbytes, runs)
+
+
+def reads(x: Tensor) -> dict[str, Run]:
+    """PyTorch's plainest reads of a whole tensor."""
+    return {"aminmax": partial(torch.aminmax, x), "sum": partial(torch.sum, x)}
+
+
+def calls(x: Tensor) -> Iterator[Case]:
+    """What a call costs, by the mode it is made in; both allocate their outputs."""
+    scale, zero_point = grid(x, None)
+    gradient = torch.ones_like(x)
+    forward = {
+        "ours": partial(ops.fake_quantize, x, scale, zero_point, QMIN, QMAX),
+        "torch": torch_fake_quantize(x, scale, zero_point, None),
+    }
+    for mode in ("inference_mode", "no_grad"):
+        yield Case(f"fake_quantize call, {mode}", x, 2 * x.nbytes, forward, mode)
+    leaf = x.requires_grad_()
+    yield Case("fake_quantize call, forward", x, 2 * x.nbytes, forward, "enable_grad")
+    both = {name: partial(differentiated, run, leaf, gradient) for name, run in forward.items()}
+    yield Case("fake_quantize call, forward + backward", x, 5 * x.nbytes, both, "enable_grad")
+
+
+def differentiated(forward: Run, x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
+    """Forward and backward."""
+    return torch.autograd.grad(forward(), x, gradient)
+
+
+# A new op: a function above that yields its cases, a line here, its bars in kernel_bars.py (where AWAITED has names
+# for those to come: learnable_fake_quantize_backward, codebook, pack, unpack; and relu_, add_relu_, online_ ones).
+CASES: dict[str, Callable[[Tensor], Iterator[Case]]] = {  # of an activation, at each size, dtype and layout
+    "fake_quantize": fake_quantize,
+    "fake_quantize_": fake_quantize_in_place,
+    "fake_quantize stochastic": fake_quantize_stochastic,
+    "fake_quantize_backward": fake_quantize_backward,
+    "quantize": codes,
+    "tensor_statistics": tensor_statistics,
+    "histogram": histogram,
+}
+CALLS: dict[str, Callable[[Tensor], Iterator[Case]]] = {  # of a small float32 vector, at each small size
+    "fake_quantize call": calls,
+}
