@@ -83,6 +83,12 @@ inline void check_grid(const Tensor& x, const Tensor& scale, const Tensor& zero_
   STD_TORCH_CHECK(type == ScalarType::Int || type == ScalarType::Float, "zero_point must be int32 or float32");
 }
 
+// Refuse an output that shares memory with what is still read when parts of it are written.
+inline void check_unread(const Tensor& read, const Tensor& out) {
+  check_output(read, out);
+  STD_TORCH_CHECK(read.numel() == 0 || read.const_data_ptr() != out.const_data_ptr(), "the output must not be an input");
+}
+
 // The gradients of what is learned: ds and dz, each like its parameter.
 inline void check_learned(const Tensor& scale, const Tensor& zero_point, const Tensor& ds, const Tensor& dz) {
   check_like(scale, ds, "the scale's gradient");

@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "isa.h"
-#include "ops.h"
+#include "../ops.h"
 #include "rows.h"
 
 #define PQ_LOOPS "fake_quantize.loops.h"

@@ -127,11 +127,8 @@ void learnable_backward_out(const Tensor& grad, const Tensor& x, const Tensor& s
                             int64_t qmin, int64_t qmax, int64_t axis, double grad_scale, const Tensor& dx,
                             const Tensor& ds, const Tensor& dz) {
   check_like(x, dx, "dx");
-  check_output(x, dx);
-  check_output(grad, dx);
-  for (const Tensor* read : {&x, &grad}) {
-    STD_TORCH_CHECK(x.numel() == 0 || dx.const_data_ptr() != read->const_data_ptr(), "dx must not be what is read");
-  }
+  check_unread(x, dx);
+  check_unread(grad, dx);
   backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, 0, 0, 0), grad_scale, dx, ds, dz);
 }
 

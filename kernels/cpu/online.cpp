@@ -4,7 +4,7 @@
 
 #include <tuple>
 
-#include "ops.h"
+#include "../ops.h"
 
 namespace pq {
 

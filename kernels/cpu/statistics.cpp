@@ -6,7 +6,7 @@
 
 #include "isa.h"
 #include "lanes.h"
-#include "ops.h"
+#include "../ops.h"
 #include "walk.h"
 
 #define PQ_LOOPS "statistics.loops.h"

@@ -33,21 +33,25 @@ inline unsigned blocks_for(int64_t threads) {
 // Scales and zero points on the device; the index of a channel is its place along the axis.
 struct DeviceGrids {
   const float* scale;
-  const int32_t* zero_point;
+  const void* zero_point;
+  bool learned;  // float32 zero points
   int64_t scale_stride, zero_stride;
   float qmin, qmax;
 
   explicit DeviceGrids(const GridArguments& a)
       : scale(static_cast<const float*>(a.scale.const_data_ptr())),
-        zero_point(static_cast<const int32_t*>(a.zero_point.const_data_ptr())),
+        zero_point(a.zero_point.const_data_ptr()),
+        learned(a.zero_point.scalar_type() == ScalarType::Float),
         scale_stride(parameter_stride(a.scale)),
         zero_stride(parameter_stride(a.zero_point)),
         qmin(a.qmin),
         qmax(a.qmax) {}
 
   __device__ Grid at(int64_t channel) const {
-    return {valid_scale(scale[channel * scale_stride]), static_cast<float>(zero_point[channel * zero_stride]), qmin,
-            qmax};
+    const int64_t at = channel * zero_stride;
+    const float zero = learned ? whole_zero_point(static_cast<const float*>(zero_point)[at], qmin, qmax)
+                               : static_cast<float>(static_cast<const int32_t*>(zero_point)[at]);
+    return {valid_scale(scale[channel * scale_stride]), zero, qmin, qmax};
   }
 };
 
@@ -107,13 +111,13 @@ __global__ void dense_kernel(F f, const In* x, const In* g, Out* y, int64_t n, D
   const int count = n - first < N ? static_cast<int>(n - first) : N;
   const Pack<In, N> xs = load<N>(x + first, count);
   Pack<In, N> gs;
-  if constexpr (F::needs_gradient) gs = load<N>(g + first, count);
+  if constexpr (F::reads_second) gs = load<N>(g + first, count);
   Pack<Out, N> ys;
   int64_t left, channel = channels.channel(first, left);
   Grid grid = grids.at(channel);
 #pragma unroll
   for (int k = 0; k < N; ++k) {
-    const float gradient = F::needs_gradient ? static_cast<float>(gs.values[k]) : 0.0f;
+    const float gradient = F::reads_second ? static_cast<float>(gs.values[k]) : 0.0f;
     const Random own{random.seed, random.counter + static_cast<uint64_t>(first + k)};
     ys.values[k] = static_cast<Out>(f(static_cast<float>(xs.values[k]), gradient, grid, own));
     if (--left == 0) {
@@ -133,7 +137,7 @@ __global__ void strided_kernel(F f, const In* x, const In* g, Out* y, Layout lay
   int64_t inner;
   const Position at = locate(layout, i, inner);
   const int64_t channel = layout.period ? inner % layout.period : at.offset[kChannel];
-  const float gradient = F::needs_gradient ? static_cast<float>(g[at.offset[kGradient]]) : 0.0f;
+  const float gradient = F::reads_second ? static_cast<float>(g[at.offset[kGradient]]) : 0.0f;
   const Random own{random.seed, random.counter + static_cast<uint64_t>(at.offset[kLogical])};
   y[at.offset[kOutput]] =
       static_cast<Out>(f(static_cast<float>(x[at.offset[kInput]]), gradient, grids.at(channel), own));

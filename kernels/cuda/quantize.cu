@@ -8,7 +8,7 @@ namespace pq {
 namespace {
 
 struct Code {
-  static constexpr bool needs_gradient = false;
+  static constexpr bool reads_second = false;
   Rounding rounding;
   __device__ int32_t operator()(float x, float, Grid grid, Random random) const {
     return static_cast<int32_t>(code(x, grid, rounding, random));
@@ -16,7 +16,7 @@ struct Code {
 };
 
 struct Dequantize {
-  static constexpr bool needs_gradient = false;
+  static constexpr bool reads_second = false;
   __device__ float operator()(float q, float, Grid grid, Random) const { return dequantize(q, grid); }
 };
 

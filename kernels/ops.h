@@ -1,7 +1,7 @@
-// What one CPU op lets another do.
+// What one op lets another do, each device its own.
 #pragma once
 
-#include "../arguments.h"
+#include "arguments.h"
 
 namespace pq {
 
