@@ -76,7 +76,8 @@ def demangled(symbols: Sequence[str]) -> list[str]:
 
 def short_name(name: str) -> str:
     """`void pq::(anonymous namespace)::f<c10::Half>(long)` as `f<Half>`."""
-    return re.sub(r"^void |\(anonymous namespace\)::|\b(?:pq|c10)::", "", name).partition("(")[0]
+    plain = re.sub(r"^void |\(anonymous namespace\)::|\b(?:pq|c10)::", "", name)
+    return re.sub(r"\((\w+)\)(?=\d)", r"\1 ", plain).partition("(")[0]  # an enumerator is printed as a cast
 
 
 def cuda_extension() -> Extension:

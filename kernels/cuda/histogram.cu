@@ -3,28 +3,69 @@
 #include <torch/csrc/stable/library.h>
 
 #include "../histogram.h"
-#include "elementwise.cuh"
+#include "gather.cuh"
 
 namespace pq {
 
 namespace {
 
-constexpr int64_t kPerBlock = 256 * kThreads;  // elements of one channel, a block at the least
+constexpr int64_t kPerBlock = 64 * kThreads;  // elements of one channel, a block at the least
 constexpr int64_t kSharedBins = 8192;          // of more, counts go to memory one by one
 
 using Count = unsigned long long;
 
-// Counts of the block's elements into `counts`; Counter is unsigned where they are shared, Count in memory.
-template <class T, class Counter>
-__device__ void count_part(const T* x, const Layout& layout, int64_t begin, int64_t end, Bins bins, Counter* counts) {
-  for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
-    int64_t inner;
-    const int64_t offset = layout.dims == 1 ? i * layout.stride[kInput][0] : locate(layout, i, inner).offset[kInput];
-    atomicAdd(counts + entry_of(place_of<float, int32_t>(static_cast<float>(x[offset]), bins), bins.bins), Counter{1});
+// A thread's way of counting: zeros, of which a ReLU leaves many, by itself, all else where the block counts. Counter is
+// unsigned where that is shared memory, Count in memory.
+template <class Counter>
+struct Counting {
+  Bins bins;
+  Counter* counts;
+  unsigned zeros = 0;
+
+  __device__ void add(float x) {
+    const int32_t place = place_of<float, int32_t>(x, bins);
+    if (place == bins.bins + 2) {
+      ++zeros;
+    } else {
+      atomicAdd(counts + entry_of(place, bins.bins), Counter{1});
+    }
   }
+  __device__ void finish() {
+    if (zeros) atomicAdd(counts + bins.bins, Counter{zeros});
+  }
+};
+
+// The block's elements [begin, end): where they are neighbours, N an access and kAhead accesses under way.
+template <class T, int N, class Counter>
+__device__ void count_part(const T* x, const Layout& layout, int64_t begin, int64_t end, Bins bins, Counter* counts) {
+  Counting<Counter> counting{bins, counts};
+  if constexpr (N > 0) {
+    for (int64_t turn = begin + threadIdx.x * N; turn < end; turn += kAhead * kThreads * N) {
+      Pack<T, N> packs[kAhead];
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+        const int64_t i = turn + a * kThreads * N;
+        if (i < end) packs[a] = load<N>(x + i, end - i < N ? static_cast<int>(end - i) : N);
+      }
+#pragma unroll
+      for (int a = 0; a < kAhead; ++a) {
+#pragma unroll
+        for (int k = 0; k < N; ++k) {
+          if (turn + a * kThreads * N + k < end) counting.add(static_cast<float>(packs[a].values[k]));
+        }
+      }
+    }
+  } else {
+    for (int64_t i = begin + threadIdx.x; i < end; i += kThreads) {
+      int64_t inner;
+      const int64_t offset = layout.dims == 1 ? i * layout.stride[kInput][0] : locate(layout, i, inner).offset[kInput];
+      counting.add(static_cast<float>(x[offset]));
+    }
+  }
+  counting.finish();
 }
 
-template <class T, bool shares>
+template <class T, bool shares, int N>
 __global__ void count_channels(const T* x, Layout layout, int64_t channel_stride, int64_t parts, int64_t per_part,
                                const int64_t* exponent, int32_t bins, Count* rows) {
   extern __shared__ unsigned shared[];
@@ -35,11 +76,11 @@ __global__ void count_channels(const T* x, Layout layout, int64_t channel_stride
   Count* row = rows + channel * entries;
   const T* from = x + channel * channel_stride;
   if constexpr (!shares) {
-    count_part(from, layout, begin, end, own, row);
+    count_part<T, N>(from, layout, begin, end, own, row);
   } else {
     for (int entry = threadIdx.x; entry < entries; entry += kThreads) shared[entry] = 0;
     __syncthreads();
-    count_part(from, layout, begin, end, own, shared);
+    count_part<T, N>(from, layout, begin, end, own, shared);
     __syncthreads();
     for (int entry = threadIdx.x; entry < entries; entry += kThreads) {
       if (shared[entry]) atomicAdd(row + entry, static_cast<Count>(shared[entry]));
@@ -47,25 +88,31 @@ __global__ void count_channels(const T* x, Layout layout, int64_t channel_stride
   }
 }
 
-template <class T>
+template <class T, int N>
 void launch(const Tensor& x, const Layout& layout, int64_t axis, const int64_t* exponent, int32_t bins, Count* rows) {
   const int64_t channels = axis < 0 ? 1 : x.size(axis), stride = axis < 0 ? 0 : x.stride(axis);
   // As many blocks as keep a large GPU busy, and no part so large that 32 bits could not count it.
-  const int64_t wanted = (layout.numel * channels + 2047) / 2048;
+  const int64_t wanted = divided(divided(layout.numel * channels, kBlocks), kThreads) * kThreads;
   const int64_t per_part = std::min<int64_t>(std::max(kPerBlock, wanted), int64_t{1} << 30);
-  const int64_t parts = (layout.numel + per_part - 1) / per_part;
+  const int64_t parts = divided(layout.numel, per_part);
   const T* data = static_cast<const T*>(x.const_data_ptr());
   const unsigned blocks = blocks_for(channels * parts * kThreads);
   const cudaStream_t stream = current_stream(x);
   if (bins <= kSharedBins) {
     const size_t bytes = (bins + kBesideBins) * sizeof(unsigned);
-    count_channels<T, true>
+    count_channels<T, true, N>
         <<<blocks, kThreads, bytes, stream>>>(data, layout, stride, parts, per_part, exponent, bins, rows);
   } else {
-    count_channels<T, false>
+    count_channels<T, false, N>
         <<<blocks, kThreads, 0, stream>>>(data, layout, stride, parts, per_part, exponent, bins, rows);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+// Whether each channel is one run of neighbours that begins where an access of N elements may.
+bool in_wide_runs(const Tensor& x, const Layout& layout, int64_t axis, int N) {
+  const bool run = layout.dims == 0 || (layout.dims == 1 && layout.stride[kInput][0] == 1);
+  return run && (axis < 0 || x.stride(axis) % N == 0) && aligned(x.const_data_ptr(), 16);
 }
 
 Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {
@@ -76,8 +123,10 @@ Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t 
   const Layout layout = make_layout(x, nullptr, nullptr, axis, false, /*skip_axis=*/true);
   const Tensor each = torch::stable::contiguous(exponent);
   with_float(x.scalar_type(), [&]<class T>() {
-    launch<T>(x, layout, axis, static_cast<const int64_t*>(each.const_data_ptr()), static_cast<int32_t>(bins),
-              static_cast<Count*>(rows.mutable_data_ptr()));
+    constexpr int N = 16 / sizeof(T);
+    const auto count = in_wide_runs(x, layout, axis, N) ? launch<T, N> : launch<T, 0>;
+    count(x, layout, axis, static_cast<const int64_t*>(each.const_data_ptr()), static_cast<int32_t>(bins),
+          static_cast<Count*>(rows.mutable_data_ptr()));
   });
   return rows;
 }

@@ -18,6 +18,19 @@ def raw_calls(device):
         yield raw.fake_quantize_, (x.clone(), *grid)
         yield raw.fake_quantize_out, (x, *grid, torch.empty_like(x))
         yield raw.fake_quantize_backward, (torch.randn_like(x), x, *grid)
+        yield raw.fake_quantize_backward_out, (torch.randn_like(x), x, *grid, torch.empty_like(x))
+        for other in (None, torch.randn_like(x)):
+            yield raw.fused_fake_quantize, (x, other, True, *grid)
+            yield raw.fused_fake_quantize_out, (x, other, True, *grid, torch.empty_like(x))
+        learned = (torch.randn_like(x), x, scale, zero_point.float(), *grid[2:5], 0.5)
+        yield raw.learnable_fake_quantize_backward, learned
+        yield (
+            raw.learnable_fake_quantize_backward_out,
+            (*learned, torch.empty_like(x), *map(torch.empty_like, learned[2:4])),
+        )
+        rule = (True, 1, 3.5, 1, 6.0, False, *grid[2:])
+        yield raw.online_fake_quantize, (x, *rule)
+        yield raw.online_fake_quantize_out, (x, *rule, torch.empty_like(x))
         yield raw.quantize, (x, *grid, torch.uint8)
         yield (
             raw.dequantize,
@@ -56,7 +69,9 @@ class TestPyTorch:
             codes = ops.quantize(x, *grid)
             statistics = ops.tensor_statistics(x, axis=0)
             counts = ops.histogram(x, torch.tensor(-3, device=device), bins=64)
-            return y, codes, ops.dequantize(codes, *grid[:2]), statistics, counts, buffer + 1
+            fused = ops.fused_fake_quantize(x, *grid, other=x, relu=True)
+            online = ops.online_fake_quantize(x, 0, 15, spread="abs_dev", reach=4.0, axis=1)
+            return fused, *online, y, codes, ops.dequantize(codes, *grid[:2]), statistics, counts, buffer + 1
 
         buffers = [torch.zeros_like(x) for _ in range(2)]
         compiled = torch.compile(forms, fullgraph=True, backend="aot_eager")
@@ -128,5 +143,9 @@ class TestPyTorch:
             ops.dequantize(ops.quantize(x, *grid, axis=1), *grid[:2], axis=1)
             ops.fake_quantize(x, *grid, axis=1)
             ops.tensor_statistics(x, axis=1)
+            ops.histogram(x, torch.zeros(64, dtype=torch.int64, device=device), bins=64, axis=1)
+            ops.online_fake_quantize(x, 0, 15, spread="abs_dev", reach=4.0)
+            leaf = grid[0].clone().requires_grad_()
+            ops.learnable_fake_quantize(x, leaf, grid[1].float(), 0, 15, axis=1).sum().backward()
         finally:
             torch.cuda.set_sync_debug_mode("default")
