@@ -62,6 +62,7 @@ def by_torch(model: pq.QuantizedModel) -> nn.Module:
             model.quantizers.add_module(name, TorchFakeQuantize(quantizer))
         elif isinstance(quantizer, Quantizer):
             raise InputError(f"torch has no op for {quantizer.describe()} activations: choose a recipe of integers")
+    model.recompile()  # torch's take no ReLU and no addition along
     return model
 
 
