@@ -105,6 +105,20 @@ inline void check_histogram(const Tensor& x, const Tensor& exponent, int64_t bin
   STD_TORCH_CHECK(exponent.device() == x.device(), "exponent must be on the tensor's device");
 }
 
+inline void check_growing(const Tensor& x, const Tensor& largest, const Tensor& counts, const Tensor& exponent,
+                          int64_t axis) {
+  STD_TORCH_CHECK(counts.dim() >= 1, "counts must have a dimension of bins + 2 entries");
+  const int64_t bins = counts.size(counts.dim() - 1) - kBesideBins;
+  check_histogram(x, exponent, bins, axis);
+  const int64_t channels = axis < 0 ? 1 : x.size(axis);
+  STD_TORCH_CHECK(counts.scalar_type() == ScalarType::Long && counts.device() == x.device() &&
+                      counts.numel() == channels * (bins + kBesideBins),
+                  "counts must be int64 on the tensor's device, a row a channel");
+  STD_TORCH_CHECK(largest.scalar_type() == ScalarType::Float && largest.device() == x.device() &&
+                      largest.numel() == channels,
+                  "largest must be float32 on the tensor's device, one element a channel");
+}
+
 // Zeroed counts, int64: a row a channel, or one alone where axis is -1.
 inline Tensor new_rows(const Tensor& x, int64_t channels, int64_t bins, int64_t axis) {
   const int64_t shape[] = {channels, bins + kBesideBins};

@@ -57,4 +57,29 @@ PQ_INLINE int32_t entry_of(int32_t place, int32_t bins) {
   return place == 0 || place == bins + 1 ? bins + 1 : place - 1;
 }
 
+constexpr int64_t kLeastExponent = -126;
+
+PQ_INLINE bool is_finite(float x) { return fabsf(x) <= FLT_MAX; }
+
+// The least k, not below kLeastExponent, for which |x| < bins/2 · 2^k holds up to the largest |x|.
+PQ_INLINE int64_t exponent_for(float largest, int32_t bins) {
+  if (!(largest > 0.0f)) return kLeastExponent;
+  int exponent = 0;
+  frexpf(largest, &exponent);  // largest < 2^exponent
+  for (int32_t half = bins / 2; half > 1; half /= 2) --exponent;
+  return exponent < kLeastExponent ? kLeastExponent : exponent;
+}
+
+// The width after values up to `largest` are added; what isn't finite is not counted and widens nothing.
+PQ_INLINE int64_t grown(int64_t exponent, float largest, int32_t bins) {
+  const int64_t needed = is_finite(largest) ? exponent_for(largest, bins) : exponent;
+  return needed > exponent ? needed : exponent;
+}
+
+// Where a bin's count goes when bins become 2^shift times as wide; zeros and what lies outside stay what they are.
+PQ_INLINE int32_t coarser(int32_t entry, int64_t shift, int32_t bins) {
+  if (entry >= bins) return entry;
+  return ((entry - bins / 2) >> (shift < 31 ? shift : 31)) + bins / 2;
+}
+
 }  // namespace pq

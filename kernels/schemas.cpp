@@ -29,5 +29,7 @@ STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
   m.def("dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor");
   m.def("tensor_statistics(Tensor x, int axis) -> Tensor");
   m.def("histogram(Tensor x, Tensor exponent, int bins, int axis) -> Tensor");
+  m.def(
+      "growing_histogram(Tensor x, Tensor largest, Tensor counts, Tensor exponent, int axis) -> (Tensor, Tensor)");
   m.def("cpu_capability() -> str");
 }

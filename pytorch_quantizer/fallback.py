@@ -42,6 +42,7 @@ SCHEMAS = {
     "dequantize": "(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor",
     "tensor_statistics": "(Tensor x, int axis) -> Tensor",
     "histogram": "(Tensor x, Tensor exponent, int bins, int axis) -> Tensor",
+    "growing_histogram": ("(Tensor x, Tensor largest, Tensor counts, Tensor exponent, int axis) -> (Tensor, Tensor)"),
 }
 
 
@@ -143,7 +144,15 @@ def _tensor_statistics(x: Tensor, axis: int) -> Tensor:
 
 
 def _histogram(x: Tensor, exponent: Tensor, bins: int, axis: int) -> Tensor:
+    _warn_once(x.device.type)
     return reference.histogram(x, exponent, bins=bins, axis=_axis(axis))
+
+
+def _growing_histogram(
+    x: Tensor, largest: Tensor, counts: Tensor, exponent: Tensor, axis: int
+) -> tuple[Tensor, Tensor]:
+    _warn_once(x.device.type)
+    return reference.growing_histogram(x, largest, counts, exponent, axis=_axis(axis))
 
 
 FALLBACKS: dict[str, Callable[..., Any]] = {
@@ -162,4 +171,5 @@ FALLBACKS: dict[str, Callable[..., Any]] = {
     "dequantize": _dequantize,
     "tensor_statistics": _tensor_statistics,
     "histogram": _histogram,
+    "growing_histogram": _growing_histogram,
 }

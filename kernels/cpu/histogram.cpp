@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <atomic>
 #include <limits>
+#include <tuple>
 #include <utility>
 
 #include "isa.h"
@@ -21,6 +22,15 @@ namespace {
 
 constexpr int kTables = 4;  // neighbours that are alike count in different places: none waits for the other
 constexpr int32_t kSmallBins = 4096;  // of these, four tables fit in a first-level cache
+
+// Each channel's bins. largest: null, or the largest |x|; a channel where it isn't finite counts nothing.
+struct Widths {
+  const int64_t* exponent;
+  const float* largest;
+  int32_t bins;
+
+  bool counts(int64_t channel) const { return !largest || is_finite(largest[channel]); }
+};
 
 // Counts of one channel on the way. Place and Count are as narrow as they may be, so that tables stay in the cache.
 template <class Count, int tables>
@@ -68,11 +78,13 @@ class Tables {
 };
 
 // Channels of so few elements that tables would cost more than they save: a chunk counts in its row at once.
-void count_small(const Walk& walk, const int64_t* exponent, int32_t bins, int64_t* rows) {
+void count_small(const Walk& walk, const Widths& widths, int64_t* rows) {
+  const int32_t bins = widths.bins;
   torch::stable::parallel_for(0, walk.channels, chunk_grain(walk), [&](int64_t first, int64_t last) {
     alignas(64) float buffer[kChunk];
     for (int64_t channel = first; channel < last; ++channel) {
-      const Bins own{inverse_width(exponent[channel]), bins};
+      if (!widths.counts(channel)) continue;
+      const Bins own{inverse_width(widths.exponent[channel]), bins};
       int64_t* row = rows + channel * (bins + kBesideBins);
       for (int64_t chunk = 0; chunk < walk.chunks; ++chunk) {
         const int64_t begin = walk.begin(chunk), n = walk.end(chunk) - begin;
@@ -84,41 +96,68 @@ void count_small(const Walk& walk, const int64_t* exponent, int32_t bins, int64_
 }
 
 template <class Count, int tables>
-void count_tables(const Walk& walk, const int64_t* exponent, int32_t bins, int64_t* rows) {
+void count_tables(const Walk& walk, const Widths& widths, int64_t* rows) {
   torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
     alignas(64) float buffer[kChunk];
-    Tables<Count, tables> counts(bins);
+    Tables<Count, tables> counts(widths.bins);
     for (int64_t task = first; task < last; ++task) {
       const int64_t channel = task / walk.chunks, chunk = task % walk.chunks;
       const int64_t begin = walk.begin(chunk), end = walk.end(chunk);
-      counts.add(gather(walk, channel, begin, end, buffer), end - begin, inverse_width(exponent[channel]));
+      if (widths.counts(channel)) {
+        counts.add(gather(walk, channel, begin, end, buffer), end - begin, inverse_width(widths.exponent[channel]));
+      }
       if (task + 1 < last && chunk + 1 < walk.chunks) continue;
       const bool alone = channel * walk.chunks >= first && (channel + 1) * walk.chunks <= last;
-      counts.move_to(rows + channel * (bins + kBesideBins), alone);
+      counts.move_to(rows + channel * (widths.bins + kBesideBins), alone);
     }
   });
 }
 
-void count(const Walk& walk, const int64_t* exponent, int32_t bins, int64_t* rows) {
-  if (walk.per_channel < bins / 2) return count_small(walk, exponent, bins, rows);
-  if (walk.per_channel >= 4 * bins && bins <= kSmallBins) {
-    return count_tables<uint16_t, kTables>(walk, exponent, bins, rows);
-  }
-  count_tables<uint32_t, 1>(walk, exponent, bins, rows);
+void count(const Walk& walk, const Widths& widths, int64_t* rows) {
+  const int32_t bins = widths.bins;
+  if (walk.per_channel < bins / 2) return count_small(walk, widths, rows);
+  if (walk.per_channel >= 4 * bins && bins <= kSmallBins) return count_tables<uint16_t, kTables>(walk, widths, rows);
+  count_tables<uint32_t, 1>(walk, widths, rows);
 }
+
+const int64_t* integers(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
 
 Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {
   check_histogram(x, exponent, bins, axis);
   const Walk walk = make_walk(x, axis, /*by_rows=*/false);
   Tensor rows = new_rows(x, walk.channels, bins, axis);
   const Tensor each = torch::stable::contiguous(exponent);
-  count(walk, static_cast<const int64_t*>(each.const_data_ptr()), static_cast<int32_t>(bins),
-        static_cast<int64_t*>(rows.mutable_data_ptr()));
+  count(walk, {integers(each), nullptr, static_cast<int32_t>(bins)}, static_cast<int64_t*>(rows.mutable_data_ptr()));
   return rows;
+}
+
+// Counts so far on wider bins, and x added to them.
+std::tuple<Tensor, Tensor> growing_histogram(const Tensor& x, const Tensor& largest, const Tensor& counts,
+                                             const Tensor& exponent, int64_t axis) {
+  check_growing(x, largest, counts, exponent, axis);
+  const Walk walk = make_walk(x, axis, /*by_rows=*/false);
+  const int32_t bins = static_cast<int32_t>(counts.size(counts.dim() - 1) - kBesideBins);
+  const int64_t entries = bins + kBesideBins;
+  const Tensor most = torch::stable::contiguous(largest), before = torch::stable::contiguous(counts);
+  const Tensor narrow = torch::stable::contiguous(exponent);
+  Tensor rows = new_rows(x, walk.channels, bins, axis), wide = torch::stable::empty_like(narrow);
+  int64_t* row = static_cast<int64_t*>(rows.mutable_data_ptr());
+  int64_t* width = static_cast<int64_t*>(wide.mutable_data_ptr());
+  const float* top = static_cast<const float*>(most.const_data_ptr());
+  for (int64_t c = 0; c < walk.channels; ++c) {
+    width[c] = grown(integers(narrow)[c], top[c], bins);
+    const int64_t shift = width[c] - integers(narrow)[c], *from = integers(before) + c * entries;
+    for (int32_t i = 0; i < entries; ++i) row[c * entries + coarser(i, shift, bins)] += from[i];
+  }
+  count(walk, {width, top, bins}, row);
+  return {rows, wide};
 }
 
 }  // namespace
 
 }  // namespace pq
 
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) { m.impl("histogram", TORCH_BOX(&pq::histogram)); }
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) { 
+  m.impl("histogram", TORCH_BOX(&pq::histogram));
+  m.impl("growing_histogram", TORCH_BOX(&pq::growing_histogram));
+}

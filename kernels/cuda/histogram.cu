@@ -2,6 +2,8 @@
 // that the order of blocks changes nothing.
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
+
 #include "../histogram.h"
 #include "gather.cuh"
 
@@ -67,10 +69,11 @@ __device__ void count_part(const T* x, const Layout& layout, int64_t begin, int6
 
 template <class T, bool shares, int N>
 __global__ void count_channels(const T* x, Layout layout, int64_t channel_stride, int64_t parts, int64_t per_part,
-                               const int64_t* exponent, int32_t bins, Count* rows) {
+                               const int64_t* exponent, const float* largest, int32_t bins, Count* rows) {
   extern __shared__ unsigned shared[];
   const int64_t channel = blockIdx.x / parts, begin = blockIdx.x % parts * per_part;
   const int64_t end = begin + per_part < layout.numel ? begin + per_part : layout.numel;
+  if (largest && !is_finite(largest[channel])) return;
   const int entries = bins + kBesideBins;
   const Bins own{ldexpf(1.0f, static_cast<int>(-exponent[channel])), bins};
   Count* row = rows + channel * entries;
@@ -89,7 +92,8 @@ __global__ void count_channels(const T* x, Layout layout, int64_t channel_stride
 }
 
 template <class T, int N>
-void launch(const Tensor& x, const Layout& layout, int64_t axis, const int64_t* exponent, int32_t bins, Count* rows) {
+void launch(const Tensor& x, const Layout& layout, int64_t axis, const int64_t* exponent, const float* largest,
+            int32_t bins, Count* rows) {
   const int64_t channels = axis < 0 ? 1 : x.size(axis), stride = axis < 0 ? 0 : x.stride(axis);
   // As many blocks as keep a large GPU busy, and no part so large that 32 bits could not count it.
   const int64_t wanted = divided(divided(layout.numel * channels, kBlocks), kThreads) * kThreads;
@@ -101,10 +105,10 @@ void launch(const Tensor& x, const Layout& layout, int64_t axis, const int64_t* 
   if (bins <= kSharedBins) {
     const size_t bytes = (bins + kBesideBins) * sizeof(unsigned);
     count_channels<T, true, N>
-        <<<blocks, kThreads, bytes, stream>>>(data, layout, stride, parts, per_part, exponent, bins, rows);
+        <<<blocks, kThreads, bytes, stream>>>(data, layout, stride, parts, per_part, exponent, largest, bins, rows);
   } else {
     count_channels<T, false, N>
-        <<<blocks, kThreads, 0, stream>>>(data, layout, stride, parts, per_part, exponent, bins, rows);
+        <<<blocks, kThreads, 0, stream>>>(data, layout, stride, parts, per_part, exponent, largest, bins, rows);
   }
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -115,24 +119,64 @@ bool in_wide_runs(const Tensor& x, const Layout& layout, int64_t axis, int N) {
   return run && (axis < 0 || x.stride(axis) % N == 0) && aligned(x.const_data_ptr(), 16);
 }
 
+// Adds x to rows of counts. largest: null, or each channel's largest |x|.
+void count(const Tensor& x, int64_t axis, const Tensor& exponent, const float* largest, int64_t bins,
+           const Tensor& rows) {
+  if (x.numel() == 0) return;
+  const Layout layout = make_layout(x, nullptr, nullptr, axis, false, /*skip_axis=*/true);
+  with_float(x.scalar_type(), [&]<class T>() {
+    constexpr int N = 16 / sizeof(T);
+    const auto run = in_wide_runs(x, layout, axis, N) ? launch<T, N> : launch<T, 0>;
+    run(x, layout, axis, static_cast<const int64_t*>(exponent.const_data_ptr()), largest, static_cast<int32_t>(bins),
+        static_cast<Count*>(rows.mutable_data_ptr()));
+  });
+}
+
 Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {
   check_histogram(x, exponent, bins, axis);
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   Tensor rows = new_rows(x, axis < 0 ? 1 : x.size(axis), bins, axis);
-  if (x.numel() == 0) return rows;
-  const Layout layout = make_layout(x, nullptr, nullptr, axis, false, /*skip_axis=*/true);
-  const Tensor each = torch::stable::contiguous(exponent);
-  with_float(x.scalar_type(), [&]<class T>() {
-    constexpr int N = 16 / sizeof(T);
-    const auto count = in_wide_runs(x, layout, axis, N) ? launch<T, N> : launch<T, 0>;
-    count(x, layout, axis, static_cast<const int64_t*>(each.const_data_ptr()), static_cast<int32_t>(bins),
-          static_cast<Count*>(rows.mutable_data_ptr()));
-  });
+  count(x, axis, torch::stable::contiguous(exponent), nullptr, bins, rows);
   return rows;
+}
+
+// A block a channel: its new width, and its counts so far on bins of that width.
+__global__ void widen(const Count* before, const int64_t* narrow, const float* largest, int32_t bins, int64_t* wide,
+                      Count* rows) {
+  const int64_t channel = blockIdx.x;
+  const int entries = bins + kBesideBins;
+  const int64_t exponent = grown(narrow[channel], largest[channel], bins);
+  if (threadIdx.x == 0) wide[channel] = exponent;
+  for (int entry = threadIdx.x; entry < entries; entry += kThreads) {
+    const Count counted = before[channel * entries + entry];
+    if (counted) atomicAdd(rows + channel * entries + coarser(entry, exponent - narrow[channel], bins), counted);
+  }
+}
+
+std::tuple<Tensor, Tensor> growing_histogram(const Tensor& x, const Tensor& largest, const Tensor& counts,
+                                             const Tensor& exponent, int64_t axis) {
+  check_growing(x, largest, counts, exponent, axis);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const int64_t channels = axis < 0 ? 1 : x.size(axis), bins = counts.size(counts.dim() - 1) - kBesideBins;
+  const Tensor most = torch::stable::contiguous(largest), before = torch::stable::contiguous(counts);
+  const Tensor narrow = torch::stable::contiguous(exponent);
+  Tensor rows = new_rows(x, channels, bins, axis), wide = torch::stable::empty_like(narrow);
+  if (channels == 0) return {rows, wide};
+  const float* top = static_cast<const float*>(most.const_data_ptr());
+  widen<<<checked_blocks(channels), kThreads, 0, current_stream(x)>>>(
+      static_cast<const Count*>(before.const_data_ptr()), static_cast<const int64_t*>(narrow.const_data_ptr()), top,
+      static_cast<int32_t>(bins), static_cast<int64_t*>(wide.mutable_data_ptr()),
+      static_cast<Count*>(rows.mutable_data_ptr()));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  count(x, axis, wide, top, bins, rows);
+  return {rows, wide};
 }
 
 }  // namespace
 
 }  // namespace pq
 
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) { m.impl("histogram", TORCH_BOX(&pq::histogram)); }
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) { 
+  m.impl("histogram", TORCH_BOX(&pq::histogram));
+  m.impl("growing_histogram", TORCH_BOX(&pq::growing_histogram));
+}

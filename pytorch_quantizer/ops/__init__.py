@@ -8,7 +8,7 @@ dimension of size C (per channel). An s that isn't positive and finite gives NaN
 from pytorch_quantizer.fallback import ROUNDINGS
 from pytorch_quantizer.ops.learnable import learnable_fake_quantize
 from pytorch_quantizer.ops.online import online_fake_quantize
-from pytorch_quantizer.ops.statistics import MAX_BINS, STATISTICS, histogram, tensor_statistics
+from pytorch_quantizer.ops.statistics import MAX_BINS, STATISTICS, growing_histogram, histogram, tensor_statistics
 from pytorch_quantizer.ops.uniform import dequantize, fake_quantize, fake_quantize_, fused_fake_quantize, quantize
 
 __all__ = [
@@ -19,6 +19,7 @@ __all__ = [
     "fake_quantize",
     "fake_quantize_",
     "fused_fake_quantize",
+    "growing_histogram",
     "histogram",
     "learnable_fake_quantize",
     "online_fake_quantize",

@@ -47,9 +47,49 @@ def histogram(x: Tensor, exponent: Tensor, *, bins: int, axis: int | None = None
     if exponent.dtype != torch.int64 or list(exponent.shape) != shape or exponent.device != x.device:
         found = f"{exponent.dtype} {list(exponent.shape)} on {exponent.device}"
         raise InputError(f"exponent must be int64 {shape} on x's device {x.device}, got {found}")
+    _check_bins(bins)
+    return raw.histogram.default(x.detach(), exponent, bins, raw_axis)
+
+
+def growing_histogram(
+    x: Tensor, counts: Tensor, exponent: Tensor, *, largest: Tensor, axis: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Add x to what `histogram` counted before, on bins as wide as x needs: (counts, exponent), both new.
+
+    counts, exponent: as `histogram` gives and takes them; for a start zeros and −126. largest: max |x|, float32, [] or
+    [C]. Bins double in width, two becoming one exactly, until |x| < bins/2·2^k; they never shrink. A channel whose
+    `largest` is NaN or infinite stays as it is. Nothing waits for the device. Not differentiable.
+    Raises InputError where an argument doesn't fit.
+    """
+    _check_float_and_histogram(x, counts, exponent, largest, axis)
+    raw_axis = -1 if axis is None else dimension(x, axis)
+    return raw.growing_histogram.default(x.detach(), largest, counts, exponent, raw_axis)
+
+
+def _check_float_and_histogram(x: Tensor, counts: Tensor, exponent: Tensor, largest: Tensor, axis: int | None) -> None:
+    check_float("x", x)
+    shape = [] if axis is None else [x.shape[dimension(x, axis)]]
+    bins = counts.shape[-1] - 2 if counts.dim() else 0
+    expected = {
+        "counts": (counts, torch.int64, [*shape, bins + 2]),
+        "exponent": (exponent, torch.int64, shape),
+        "largest": (largest, torch.float32, shape),
+    }
+    for name, (tensor, dtype, wanted) in expected.items():
+        if tensor.dtype != dtype or list(tensor.shape) != wanted or tensor.device != x.device:
+            found = f"{tensor.dtype} {list(tensor.shape)} on {tensor.device}"
+            raise InputError(f"{name} must be {dtype} {wanted} on x's device {x.device}, got {found}")
+    _check_bins(bins)
+
+
+def _check_bins(bins: int) -> None:
     if not 2 <= bins <= MAX_BINS or bins & (bins - 1):
         raise InputError(f"bins must be a power of two from 2 to {MAX_BINS}, got {bins}")
-    return raw.histogram.default(x.detach(), exponent, bins, raw_axis)
+
+
+@torch.library.register_fake("pytorch_quantizer::growing_histogram")
+def _(x: Tensor, largest: Tensor, counts: Tensor, exponent: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    return counts.new_empty(counts.shape), exponent.new_empty(exponent.shape)
 
 
 @torch.library.register_fake("pytorch_quantizer::tensor_statistics")

@@ -42,9 +42,9 @@ class Histogram:
         if largest is None:
             rows = x.detach().reshape(1, -1) if axis is None else x.detach().movedim(axis, 0).flatten(1)
             largest = _largest(rows).reshape([] if axis is None else [-1])
-        finite = torch.isfinite(largest)
-        exponent = _exponent(torch.where(finite, largest, 0.0).float(), bins)
-        counted = ops.histogram(x, exponent, bins=bins, axis=axis) * finite[..., None]
+        empty = torch.zeros((*largest.shape, bins + 2), dtype=torch.int64, device=x.device)
+        finest = torch.full_like(largest, MIN_EXPONENT, dtype=torch.int64)
+        counted, exponent = ops.growing_histogram(x, empty, finest, largest=largest.float(), axis=axis)
         return cls(counted[..., :bins], counted[..., bins], exponent)
 
     @property
@@ -83,7 +83,7 @@ class Histogram:
     def _coarsened(self, exponent: Tensor) -> Tensor:
         """The counts on bins of width 2^exponent, at least this one's."""
         shift = (exponent - self.exponent)[..., None]
-        if not bool(shift.any()):
+        if shift.device.type == "cpu" and not bool(shift.any()):  # elsewhere asking would mean to wait
             return self.counts
         index = torch.arange(self.bins, device=self.counts.device) - self.bins // 2
         target = torch.bitwise_right_shift(index.expand_as(self.counts), shift) + self.bins // 2
@@ -178,12 +178,6 @@ def power_of_two(exponent: Tensor) -> Tensor:
 def _largest(rows: Tensor) -> Tensor:
     """max |x| of each row, 0 where it is empty; NaN where it holds one."""
     return rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
-
-
-def _exponent(largest: Tensor, bins: int) -> Tensor:
-    """The least k, not below MIN_EXPONENT, for which |x| < bins/2 · 2^k: int64 [C]."""
-    exponent = torch.frexp(largest).exponent.long() - (bins.bit_length() - 2)
-    return torch.where(largest > 0, exponent, MIN_EXPONENT).clamp(min=MIN_EXPONENT)
 
 
 def _trimmed(counts: list[int]) -> tuple[int, list[int]]:

@@ -5,7 +5,7 @@ Nothing here checks arguments (ops/ does), carries a graph, or is meant to be fa
 from pytorch_quantizer.reference.learnable import learnable_fake_quantize_backward
 from pytorch_quantizer.reference.online import online_fake_quantize
 from pytorch_quantizer.reference.rounding import uniform24
-from pytorch_quantizer.reference.statistics import histogram, tensor_statistics
+from pytorch_quantizer.reference.statistics import growing_histogram, histogram, tensor_statistics
 from pytorch_quantizer.reference.uniform import (
     dequantize,
     fake_quantize,
@@ -22,6 +22,7 @@ __all__ = [
     "fake_quantize_",
     "fake_quantize_backward",
     "fused_fake_quantize",
+    "growing_histogram",
     "histogram",
     "learnable_fake_quantize_backward",
     "online_fake_quantize",

@@ -37,3 +37,18 @@ def histogram(x: Tensor, exponent: Tensor, *, bins: int, axis: int | None = None
     place = torch.where(rows == 0, float(bins), place).to(torch.int64)
     counts = place.new_zeros(rows.shape[0], bins + 2).scatter_add_(1, place, torch.ones_like(place))
     return counts[0] if axis is None else counts
+
+
+@torch.no_grad()
+def growing_histogram(
+    x: Tensor, largest: Tensor, counts: Tensor, exponent: Tensor, *, axis: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return (counts, exponent) with x added, the bins doubled in width until they hold `largest`."""
+    bins, finite = counts.shape[-1] - 2, torch.isfinite(largest)
+    needed = torch.frexp(torch.where(finite, largest, 0.0)).exponent.to(torch.int64) - (bins.bit_length() - 2)
+    wide = torch.where(finite & (largest > 0), torch.maximum(exponent, needed.clamp(min=-126)), exponent)
+    index = torch.arange(bins, device=x.device) - bins // 2
+    target = (index >> (wide - exponent)[..., None].clamp(max=62)) + bins // 2
+    folded = torch.zeros_like(counts).index_copy_(-1, torch.arange(bins, bins + 2, device=x.device), counts[..., bins:])
+    folded.scatter_add_(-1, target, counts[..., :bins].contiguous())
+    return folded + histogram(x, wide, bins=bins, axis=axis) * finite[..., None], wide

@@ -5,7 +5,7 @@ import torch
 from hard_inputs import DTYPES, LAYOUTS, assert_same, hard_tensor, hard_values
 from op_checks import AXES, check_histograms, raw
 
-from pytorch_quantizer import InputError, ops
+from pytorch_quantizer import InputError, ops, reference
 
 
 class TestHistogram:
@@ -59,3 +59,76 @@ class TestHistogram:
             raw.histogram(x, exponent, 2, 0)
         with pytest.raises(RuntimeError, match="bins must be a power of two"):
             raw.histogram(x, exponent, 3, 1)
+
+
+class TestGrowing:
+    """Bins that double in width as values grow: the same counts as of all values at once."""
+
+    @staticmethod
+    def empty(x, axis, bins=256):
+        shape = [] if axis is None else [x.shape[axis]]
+        counts = torch.zeros((*shape, bins + 2), dtype=torch.int64, device=x.device)
+        return counts, torch.full(shape, -126, dtype=torch.int64, device=x.device)
+
+    @staticmethod
+    def largest(x, axis):
+        rows = x.float().reshape(1, -1) if axis is None else x.float().movedim(axis, 0).flatten(1)
+        largest = rows.abs().amax(1) if rows.shape[1] else rows.new_zeros(rows.shape[0])
+        return largest[0] if axis is None else largest
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("layout", LAYOUTS)
+    def test_parity(self, device, layout, dtype):
+        x = hard_tensor(layout, dtype, device)
+        for values in (x, x.nan_to_num(0, 50, -50)):
+            for axis in (None, 0, 1, -1):
+                largest = self.largest(values, axis)
+                state = self.empty(values, axis)
+                for factor in (1.0, 5.0, 0.01):
+                    keywords = {"largest": largest * factor, "axis": axis}
+                    got = ops.growing_histogram(values * factor, *state, **keywords)
+                    expected = reference.growing_histogram(values * factor, largest * factor, *state, axis=axis)
+                    for one, other in zip(got, expected, strict=True):
+                        assert_same(one, other)
+                    state = got
+
+    def test_batches_count_as_all_at_once(self, device):
+        torch.manual_seed(0)
+        batches = [torch.randn(7, 900, device=device) * scale for scale in (1.0, 1e-3, 300.0, 0.0, 2.0)]
+        for axis in (None, 0):
+            counts, exponent = self.empty(batches[0], axis)
+            for batch in batches:
+                counts, exponent = ops.growing_histogram(
+                    batch, counts, exponent, largest=self.largest(batch, axis), axis=axis
+                )
+            whole = ops.histogram(torch.cat(batches, 1), exponent, bins=256, axis=axis)
+            assert torch.equal(counts, whole)
+            assert (counts[..., -1] == 0).all()
+
+    def test_what_is_not_finite_is_not_counted_and_widens_nothing(self, device):
+        x = torch.ones(3, 5, device=device)
+        x[0, 1], x[2, 3] = float("nan"), float("inf")
+        counts, exponent = ops.growing_histogram(x, *self.empty(x, 0), largest=self.largest(x, 0), axis=0)
+        assert counts.sum(-1).tolist() == [0, 5, 0]
+        assert exponent.tolist() == [-126, -6, -126]  # 1 < 256/2 · 2^−6, but not < 256/2 · 2^−7
+
+    @pytest.mark.parametrize(
+        ("name", "value", "message"),
+        [
+            ("counts", torch.zeros(66, dtype=torch.int32), r"counts must be torch\.int64 \[66\] .* got torch\.int32"),
+            ("counts", torch.zeros(65, dtype=torch.int64), r"bins must be a power of two .* got 63"),
+            ("counts", torch.zeros((), dtype=torch.int64), r"counts must be .* got torch\.int64 \[\]"),
+            ("exponent", torch.zeros(2, dtype=torch.int64), r"exponent must be torch\.int64 \[\] .* got .*\[2\]"),
+            ("largest", torch.tensor(1.0).double(), r"largest must be torch\.float32 \[\] .* got torch\.float64"),
+            ("x", torch.zeros(3).double(), r"x must be float32, .* got torch\.float64"),
+        ],
+    )
+    def test_one_clear_error(self, name, value, message):
+        given = {
+            "x": torch.zeros(3),
+            "counts": torch.zeros(66, dtype=torch.int64),
+            "exponent": torch.tensor(0),
+            "largest": torch.tensor(0.0),
+        } | {name: value}
+        with pytest.raises(InputError, match=message):
+            ops.growing_histogram(**given)

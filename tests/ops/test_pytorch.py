@@ -37,6 +37,8 @@ def raw_calls(device):
             (ops.quantize(x, scale, zero_point, 0, 15, axis=axis), scale, zero_point, grid[4], torch.half),
         )
         yield raw.tensor_statistics, (x, grid[4])
+        counts = torch.zeros((*scale.shape, 66), dtype=torch.int64, device=device)
+        yield raw.growing_histogram, (x, scale, counts, torch.zeros_like(scale, dtype=torch.int64), grid[4])
         yield raw.histogram, (x, torch.zeros_like(scale, dtype=torch.int64), 64, grid[4])
 
 
