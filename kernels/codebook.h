@@ -18,16 +18,15 @@ struct Codebook {
   }
 };
 
-// One step of the search: go on `half` entries further where x is above all entries before.
-PQ_INLINE int32_t step_up(float x, const float* highest, int32_t index, int32_t half) {
-  return index + static_cast<int32_t>(x > highest[index + half - 1]) * half;
-}
-
-// How many entries of `highest` are below x: none for NaN, never more than there are.
+// How many entries of `highest` are below x, by a binary search: none for NaN, never more than there are. A step that
+// isn't taken leaves an entry too many to look at, which changes nothing; a mask, as a branch would often go wrong.
 PQ_INLINE int32_t level_index(float x, Codebook codebook) {
-  int32_t index = 0, left = codebook.count - 1;
-  for (; left > 1; left -= left / 2) index = step_up(x, codebook.highest, index, left / 2);
-  return left ? step_up(x, codebook.highest, index, 1) : index;
+  int32_t index = 0;
+  for (int32_t left = codebook.count - 1; left > 0; left /= 2) {
+    const int32_t half = (left + 1) / 2;
+    index += half & -static_cast<int32_t>(x > codebook.highest[index + half - 1]);
+  }
+  return index;
 }
 
 PQ_INLINE float nearest_level(float x, Codebook codebook) {
