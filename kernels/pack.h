@@ -56,36 +56,68 @@ PQ_INLINE uint64_t extend_sign(uint64_t word) {
   return word | ((above << (lane - bits)) - above);
 }
 
+template <int bytes>
+using Word = std::conditional_t<bytes == 8, uint64_t,
+                                std::conditional_t<bytes == 4, uint32_t, std::conditional_t<bytes == 2, uint16_t, uint8_t>>>;
+
+// 0 to 8 bytes as one number, and back: in the fewest words. (A memcpy into a longer word would pass through memory.)
+template <int bytes>
+PQ_INLINE uint64_t load_bytes(const uint8_t* from) {
+  if constexpr (bytes == 0) {
+    return 0;
+  } else {
+    constexpr int whole = std::bit_floor(static_cast<unsigned>(bytes));
+    Word<whole> word;
+    memcpy(&word, from, whole);
+    return word | load_bytes<bytes - whole>(from + whole) << (8 * whole % 64);
+  }
+}
+
+template <int bytes>
+PQ_INLINE void store_bytes(uint64_t value, uint8_t* to) {
+  if constexpr (bytes > 0) {
+    constexpr int whole = std::bit_floor(static_cast<unsigned>(bytes));
+    const auto word = static_cast<Word<whole>>(value);
+    memcpy(to, &word, whole);
+    store_bytes<bytes - whole>(value >> (8 * whole % 64), to + whole);
+  }
+}
+
 // Eight lanes into `bits` bytes.
 template <int bits>
 PQ_INLINE void pack_group(const PackLane<bits>* lanes, uint8_t* packed) {
-  uint64_t words[2];
   if constexpr (bits <= 8) {
-    memcpy(words, lanes, 8);
-    words[0] = close_up<8, bits>(words[0]);
+    uint64_t word;
+    memcpy(&word, lanes, 8);
+    store_bytes<bits>(close_up<8, bits>(word), packed);
   } else {
+    uint64_t words[2];
     memcpy(words, lanes, 16);
     const uint64_t low = close_up<16, bits>(words[0]), high = close_up<16, bits>(words[1]);
-    words[0] = low | (bits < 16 ? high << (4 * bits % 64) : 0);
-    words[1] = high >> (64 - 4 * bits);
+    store_bytes<8>(bits < 16 ? low | high << (4 * bits % 64) : low, packed);
+    store_bytes<bits - 8>(high >> (64 - 4 * bits), packed + 8);
   }
-  memcpy(packed, words, bits);
+}
+
+// A word of lanes from the bits at its bottom.
+template <int lane, int bits>
+PQ_INLINE uint64_t lanes_of(uint64_t word, bool is_signed) {
+  word = spread_out<lane, bits>(word);
+  return is_signed ? extend_sign<lane, bits>(word) : word;
 }
 
 // And back.
 template <int bits>
 PQ_INLINE void unpack_group(const uint8_t* packed, PackLane<bits>* lanes, bool is_signed) {
-  constexpr int lane = bits <= 8 ? 8 : 16, words_of_lanes = bits <= 8 ? 1 : 2;
-  uint64_t words[2] = {0, 0};
-  memcpy(words, packed, bits);
-  if constexpr (bits > 8) {
-    words[1] = bits < 16 ? words[1] << (64 - 4 * bits) | words[0] >> (4 * bits % 64) : words[1];
+  if constexpr (bits <= 8) {
+    const uint64_t word = lanes_of<8, bits>(load_bytes<bits>(packed), is_signed);
+    memcpy(lanes, &word, 8);
+  } else {
+    const uint64_t first = load_bytes<8>(packed), rest = load_bytes<bits - 8>(packed + 8);
+    const uint64_t high = bits < 16 ? rest << (64 - 4 * bits) | first >> (4 * bits % 64) : rest;
+    const uint64_t words[] = {lanes_of<16, bits>(first, is_signed), lanes_of<16, bits>(high, is_signed)};
+    memcpy(lanes, words, 16);
   }
-  for (int i = 0; i < words_of_lanes; ++i) {
-    words[i] = spread_out<lane, bits>(words[i]);
-    if (is_signed) words[i] = extend_sign<lane, bits>(words[i]);
-  }
-  memcpy(lanes, words, 8 * words_of_lanes);
 }
 
 inline int64_t packed_bytes(int64_t numel, int64_t bits) { return (numel * bits + 7) / 8; }

@@ -14,7 +14,7 @@ namespace pq {
 
 namespace {
 
-constexpr int32_t kFewLevels = 24;  // of more, a search is quicker than meeting them all
+constexpr int32_t kFewLevels = 64;  // of more, a search is quicker than meeting them all
 
 // Channels innermost: the channel of each element of a row that starts at any of them; empty elsewhere.
 std::vector<int32_t> channels_in_row(const Layout& layout, int64_t levels) {
