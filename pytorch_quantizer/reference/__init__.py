@@ -2,6 +2,8 @@
 Nothing here checks arguments (ops/ does), carries a graph, or is meant to be fast. It imports torch alone.
 """
 
+from pytorch_quantizer.reference.codebook import codebook_dequantize, codebook_fake_quantize, codebook_quantize
+from pytorch_quantizer.reference.packing import pack, unpack
 from pytorch_quantizer.reference.rounding import uniform24
 from pytorch_quantizer.reference.statistics import histogram, tensor_statistics
 from pytorch_quantizer.reference.uniform import (
@@ -14,13 +16,18 @@ from pytorch_quantizer.reference.uniform import (
 )
 
 __all__ = [
+    "codebook_dequantize",
+    "codebook_fake_quantize",
+    "codebook_quantize",
     "dequantize",
     "fake_quantize",
     "fake_quantize_",
     "fake_quantize_backward",
     "histogram",
+    "pack",
     "quantize",
     "smallest_dtype",
     "tensor_statistics",
     "uniform24",
+    "unpack",
 ]
