@@ -28,24 +28,24 @@ constexpr uint64_t low_bits(int lane, int bits) {
 // The low bits of every lane moved together at the bottom of the word: neighbours first, then pairs of them.
 template <int lane, int bits>
 PQ_INLINE uint64_t close_up(uint64_t word) {
-  constexpr uint64_t mask = low_bits(lane, bits);
-  word &= mask;
   if constexpr (lane == 64) {
     return word;
   } else {
-    return close_up<2 * lane, 2 * bits>(word | word >> (lane - bits));
+    constexpr uint64_t even = low_bits(2 * lane, bits), odd = even << lane;
+    return close_up<2 * lane, 2 * bits>((word & even) | (word & odd) >> (lane - bits));
   }
 }
 
 // Its inverse; what lies above is dropped.
 template <int lane, int bits>
 PQ_INLINE uint64_t spread_out(uint64_t word) {
-  constexpr uint64_t mask = low_bits(lane, bits);
-  if constexpr (lane < 64) {
+  if constexpr (lane == 64) {
+    return word;
+  } else {
+    constexpr uint64_t even = low_bits(2 * lane, bits), odd = even << bits;
     word = spread_out<2 * lane, 2 * bits>(word);
-    word |= word << (lane - bits);
+    return (word & even) | (word & odd) << (lane - bits);
   }
-  return word & mask;
 }
 
 // Two's complement: the highest of a lane's bits repeated above it.

@@ -15,13 +15,16 @@ namespace {
 
 using ConvertCodes = void (*)(const void* from, void* to, int64_t n);
 
-// Codes into lanes, for packing: their low bits alone matter, so signedness doesn't. Null: they are lanes already.
+// Codes into lanes; of wider codes the upper bits are dropped. Null: they are lanes already.
 template <class Lane>
-ConvertCodes to_lanes(size_t bytes) {
-  if (bytes == sizeof(Lane)) return nullptr;
-  if (bytes == 1) return PQ_PICK(convert_row<uint8_t, Lane>);
-  if (bytes == 2) return PQ_PICK(convert_row<uint16_t, Lane>);
-  return PQ_PICK(convert_row<uint32_t, Lane>);
+ConvertCodes to_lanes(const Tensor& codes) {
+  if (codes.element_size() == sizeof(Lane)) return nullptr;
+  switch (codes.scalar_type()) {
+    case ScalarType::Byte: return PQ_PICK(convert_row<uint8_t, Lane>);
+    case ScalarType::Char: return PQ_PICK(convert_row<int8_t, Lane>);
+    case ScalarType::Short: return PQ_PICK(convert_row<int16_t, Lane>);
+    default: return PQ_PICK(convert_row<int32_t, Lane>);
+  }
 }
 
 // Lanes into codes; Lane is signed where the codes are.
@@ -47,7 +50,7 @@ void pack_rows(const Tensor& codes, uint8_t* packed) {
   using Lane = PackLane<bits>;
   const auto pack_row = PQ_PICK(pack_row<bits>);
   const size_t bytes = codes.element_size();
-  const ConvertCodes convert = to_lanes<Lane>(bytes);
+  const ConvertCodes convert = to_lanes<Lane>(codes);
   const char* data = static_cast<const char*>(codes.const_data_ptr());
   for_each_row_of(codes.numel(), [&](int64_t first, int64_t n) {
     alignas(64) Lane buffer[kRow];

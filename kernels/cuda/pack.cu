@@ -64,7 +64,7 @@ __global__ void unpack_kernel(const uint8_t* packed, Code* codes, int64_t n, boo
   }
 }
 
-// visit.operator()<Code>() with an unsigned type as wide as the codes: bits are moved, signed or not.
+// visit.operator()<Code>() with an unsigned type as wide as the codes: what is written has its sign already.
 template <class Visit>
 void with_width(size_t bytes, const Visit& visit) {
   if (bytes == 1) return visit.template operator()<uint8_t>();
@@ -78,7 +78,7 @@ void pack_to(const Tensor& codes, int64_t bits, const Tensor& packed) {
   if (codes.numel() == 0) return;
   const torch::stable::accelerator::DeviceGuard guard(codes.get_device_index());
   uint8_t* to = static_cast<uint8_t*>(packed.mutable_data_ptr());
-  with_width(codes.element_size(), [&]<class Code>() {
+  with_code(codes.scalar_type(), [&]<class Code>() {
     const Code* from = static_cast<const Code*>(codes.const_data_ptr());
     with_bits(bits, [&]<int b>() {
       pack_kernel<Code, b><<<blocks_of(codes.numel()), kThreads, 0, current_stream(codes)>>>(

@@ -18,7 +18,7 @@ def _like(x: Tensor, rows: Tensor, axis: int | None, dtype: torch.dtype) -> Tens
 
 def _table(entries: Tensor) -> Tensor:
     """Levels or thresholds, a row a channel: [K] → [1, K]."""
-    return entries.reshape(-1 if entries.dim() > 1 and entries.numel() else 1, entries.shape[-1]).contiguous()
+    return (entries if entries.dim() == 2 else entries[None]).contiguous()
 
 
 @torch.no_grad()
