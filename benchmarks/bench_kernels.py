@@ -52,6 +52,30 @@ def fake_quantize_cases(x: torch.Tensor, layout: str) -> Iterator[Case]:
     yield "fake_quantize_backward", x, layout, {"ours": lambda: raw(grad, x, *grid, -1, 0, 0, 0), "copy": runs["copy"]}
 
 
+def codebook_cases(x: torch.Tensor, layout: str) -> Iterator[Case]:
+    """16 and 256 levels, with `out`."""
+    out = torch.zeros_like(x)
+    for count in (16, 256):
+        levels = torch.randn(count, device=x.device).sort().values
+        highest = (levels[1:] + levels[:-1]) / 2
+        runs = {
+            "ours": lambda tables=(levels, highest): ops.codebook_fake_quantize(x, *tables, out=out),
+            "copy": lambda: out.copy_(x),
+            "torch": lambda tables=(levels, highest): tables[0][torch.bucketize(x, tables[1])],
+        }
+        yield f"codebook_fake_quantize, {count}", x, layout, runs
+
+
+def packing_cases(device: str, elements: int) -> Iterator[Case]:
+    """4 bits a code, with `out`; `copy` moves 2 bytes a code, these 1.5."""
+    codes = torch.randint(0, 16, (elements,), dtype=torch.uint8, device=device)
+    packed, out = ops.pack(codes, 4), torch.zeros_like(codes)
+    runs = {"ours": lambda: ops.pack(codes, 4, out=packed), "copy": lambda: out.copy_(codes)}
+    yield "pack", codes, "contiguous", runs
+    runs = {"ours": lambda: ops.unpack(packed, 4, elements, out=out), "copy": runs["copy"]}
+    yield "unpack", codes, "contiguous", runs
+
+
 def per_channel_cases(x: torch.Tensor, layout: str) -> Iterator[Case]:
     """Along dimension 1."""
     scale = torch.rand(CHANNELS, device=x.device) + 0.1
@@ -99,6 +123,8 @@ def cases(device: str, elements: int) -> Iterator[Case]:
         yield from fake_quantize_cases(x, "contiguous")
         if dtype == torch.float32:
             yield from statistics_cases(x.view(-1, 50), "contiguous")
+            yield from codebook_cases(x, "contiguous")
+    yield from packing_cases(device, elements)
     x = torch.randn(max(1, elements // (CHANNELS * SIDE * SIDE)), CHANNELS, SIDE, SIDE, device=device)
     for layout in ("contiguous", "channels_last"):
         x = x.contiguous(memory_format=getattr(torch, f"{layout}_format" if layout == "contiguous" else layout))

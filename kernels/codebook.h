@@ -1,5 +1,5 @@
-// The codebook quantizer: levels that are a sorted list. Its arguments, their checks, and the scalar formulas that every
-// backend computes with.
+// The codebook quantizer: levels that are a sorted list. Its arguments, their checks, and the scalar formulas that
+// every backend computes with.
 #pragma once
 
 #include "arguments.h"

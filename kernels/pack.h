@@ -57,8 +57,9 @@ PQ_INLINE uint64_t extend_sign(uint64_t word) {
 }
 
 template <int bytes>
-using Word = std::conditional_t<bytes == 8, uint64_t,
-                                std::conditional_t<bytes == 4, uint32_t, std::conditional_t<bytes == 2, uint16_t, uint8_t>>>;
+using Word =
+    std::conditional_t<bytes == 8, uint64_t,
+                       std::conditional_t<bytes == 4, uint32_t, std::conditional_t<bytes == 2, uint16_t, uint8_t>>>;
 
 // 0 to 8 bytes as one number, and back: in the fewest words. (A memcpy into a longer word would pass through memory.)
 template <int bytes>

@@ -74,8 +74,7 @@ void unpack_rows(const uint8_t* packed, bool is_signed, const Tensor& codes) {
   using Lane = PackLane<bits>;
   const auto unpack_row = PQ_PICK(unpack_row<bits>);
   const size_t bytes = codes.element_size();
-  const ConvertCodes convert =
-      is_signed ? from_lanes<std::make_signed_t<Lane>>(bytes) : from_lanes<Lane>(bytes);
+  const ConvertCodes convert = is_signed ? from_lanes<std::make_signed_t<Lane>>(bytes) : from_lanes<Lane>(bytes);
   char* data = static_cast<char*>(codes.mutable_data_ptr());
   for_each_row_of(codes.numel(), [&](int64_t first, int64_t n) {
     alignas(64) Lane buffer[kRow];

@@ -1,8 +1,7 @@
 // The codebook quantizer on CUDA: the nearest level, its index, and back.
-#include "../codebook.h"
-
 #include <torch/csrc/stable/library.h>
 
+#include "../codebook.h"
 #include "elementwise.cuh"
 
 namespace pq {

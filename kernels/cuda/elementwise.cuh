@@ -165,9 +165,7 @@ inline ChannelOfElement channel_of_element(const Layout& layout, int64_t channel
   return {inner, channels, layout.numel < INT32_MAX};
 }
 
-PQ_INLINE bool aligned(const void* pointer, size_t bytes) {
-  return reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
-}
+PQ_INLINE bool aligned(const void* pointer, size_t bytes) { return reinterpret_cast<uintptr_t>(pointer) % bytes == 0; }
 
 // y = f(x, g) elementwise. g is null unless F needs it; `random` where F rounds stochastically, else null.
 template <class F, class In, class Out, class Parameters>

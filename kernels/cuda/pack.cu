@@ -1,9 +1,8 @@
 // pack and unpack on CUDA: a thread takes eight codes; the bytes of a block pass through shared memory, so that memory
 // sees them sixteen at a time whatever the width.
-#include "../pack.h"
-
 #include <torch/csrc/stable/library.h>
 
+#include "../pack.h"
 #include "elementwise.cuh"
 
 namespace pq {

@@ -19,7 +19,9 @@ def codebook(x, axis, count=16):
     levels[:, count // 2] = -0.0
     levels[:, count // 3] = levels[:, count // 3 - 1]
     levels = levels.sort(dim=1, stable=True).values
-    highest = (torch.arange(count - 1) - (count - 1) // 2 + 0.5) * 0.75 * 2.0 ** (torch.arange(shape[0]) % 5 - 2)[:, None]
+    highest = (
+        (torch.arange(count - 1) - (count - 1) // 2 + 0.5) * 0.75 * 2.0 ** (torch.arange(shape[0]) % 5 - 2)[:, None]
+    )
     tables = (levels, highest) if axis is not None else (levels[0], highest[0])
     return tuple(table.to(x.device) for table in tables)
 
@@ -57,7 +59,9 @@ class TestReference:
         assert reference.codebook_quantize(x, highest)[-1] == 1  # as 0.0
 
     def test_a_code_without_a_level_is_nan(self):
-        y = reference.codebook_dequantize(torch.tensor([0, 2, 3, 255], dtype=torch.uint8), torch.tensor([1.0, 2.0, 3.0]))
+        y = reference.codebook_dequantize(
+            torch.tensor([0, 2, 3, 255], dtype=torch.uint8), torch.tensor([1.0, 2.0, 3.0])
+        )
         assert y[:2].tolist() == [1, 3]
         assert y[2:].isnan().all()
 
@@ -321,7 +325,10 @@ class TestRefusals:
             (lambda: raw.codebook_fake_quantize(x, levels, highest, 2), "axis must name a dimension"),
             (lambda: raw.codebook_fake_quantize(x, levels.double(), highest, -1), "levels must be float32"),
             (lambda: raw.codebook_fake_quantize(x.double(), levels, highest, -1), "can't read|takes float32"),
-            (lambda: raw.codebook_fake_quantize_out(x, levels, highest, -1, out[:1]), "out must have the input's shape"),
+            (
+                lambda: raw.codebook_fake_quantize_out(x, levels, highest, -1, out[:1]),
+                "out must have the input's shape",
+            ),
             (lambda: raw.codebook_quantize(x, torch.zeros(256, device=device), -1), "0 to 255 entries"),
             (lambda: raw.codebook_dequantize(x.int(), levels, -1, torch.float32), "codes must be uint8"),
             (lambda: raw.codebook_dequantize(codes, levels, -1, torch.float64), "can't write|takes float32"),

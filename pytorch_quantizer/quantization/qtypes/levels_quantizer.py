@@ -28,7 +28,7 @@ class LevelsQuantizer(FormatQuantizer):
         self._known: _Tables | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """Everything but the tables: a copy's buffer counts its changes anew, and must not be taken for the original."""
+        """Everything but the tables: a copy's buffer counts its changes anew and could pass for the original's."""
         return self.__dict__ | {"_known": None}
 
     @abstractmethod
