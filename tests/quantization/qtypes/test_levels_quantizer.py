@@ -106,11 +106,15 @@ class TestTables:
 
     def test_copies_start_anew(self):
         quantizer = kmeans(random_levels(16))
-        quantizer.codebook.mul_(2)
+        for _ in range(5):
+            quantizer.codebook.mul_(1.1)
         quantizer(self.x)
-        for other in (copy.deepcopy(quantizer), pickle.loads(pickle.dumps(quantizer))):
-            other.codebook.mul_(2)  # as many changes as the original's
-            assert self.same_as_new(other)
+        for make in (copy.deepcopy, lambda q: pickle.loads(pickle.dumps(q))):
+            for writes in range(7):  # one of them as many as the original has seen
+                other = make(quantizer)
+                for _ in range(writes):
+                    other.codebook.mul_(1.2)
+                assert self.same_as_new(other)
         assert self.same_as_new(quantizer)
 
     def test_inference_tensors_are_not_trusted(self):
