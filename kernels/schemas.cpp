@@ -31,5 +31,13 @@ STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
   m.def("histogram(Tensor x, Tensor exponent, int bins, int axis) -> Tensor");
   m.def(
       "growing_histogram(Tensor x, Tensor largest, Tensor counts, Tensor exponent, int axis) -> (Tensor, Tensor)");
+  m.def("codebook_fake_quantize(Tensor x, Tensor levels, Tensor highest, int axis) -> Tensor");
+  m.def("codebook_fake_quantize_out(Tensor x, Tensor levels, Tensor highest, int axis, Tensor(a!) out) -> ()");
+  m.def("codebook_quantize(Tensor x, Tensor highest, int axis) -> Tensor");
+  m.def("codebook_dequantize(Tensor codes, Tensor levels, int axis, ScalarType dtype) -> Tensor");
+  m.def("pack(Tensor codes, int bits) -> Tensor");
+  m.def("pack_out(Tensor codes, int bits, Tensor(a!) out) -> ()");
+  m.def("unpack(Tensor packed, int bits, SymInt numel, bool signed, ScalarType dtype) -> Tensor");
+  m.def("unpack_out(Tensor packed, int bits, bool signed, Tensor(a!) out) -> ()");
   m.def("cpu_capability() -> str");
 }

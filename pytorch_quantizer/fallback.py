@@ -43,6 +43,14 @@ SCHEMAS = {
     "tensor_statistics": "(Tensor x, int axis) -> Tensor",
     "histogram": "(Tensor x, Tensor exponent, int bins, int axis) -> Tensor",
     "growing_histogram": ("(Tensor x, Tensor largest, Tensor counts, Tensor exponent, int axis) -> (Tensor, Tensor)"),
+    "codebook_fake_quantize": "(Tensor x, Tensor levels, Tensor highest, int axis) -> Tensor",
+    "codebook_fake_quantize_out": "(Tensor x, Tensor levels, Tensor highest, int axis, Tensor(a!) out) -> ()",
+    "codebook_quantize": "(Tensor x, Tensor highest, int axis) -> Tensor",
+    "codebook_dequantize": "(Tensor codes, Tensor levels, int axis, ScalarType dtype) -> Tensor",
+    "pack": "(Tensor codes, int bits) -> Tensor",
+    "pack_out": "(Tensor codes, int bits, Tensor(a!) out) -> ()",
+    "unpack": "(Tensor packed, int bits, SymInt numel, bool signed, ScalarType dtype) -> Tensor",
+    "unpack_out": "(Tensor packed, int bits, bool signed, Tensor(a!) out) -> ()",
 }
 
 
@@ -155,6 +163,46 @@ def _growing_histogram(
     return reference.growing_histogram(x, largest, counts, exponent, axis=_axis(axis))
 
 
+def _codebook_fake_quantize(x: Tensor, levels: Tensor, highest: Tensor, axis: int) -> Tensor:
+    _warn_once(x.device.type)
+    return reference.codebook_fake_quantize(x, levels, highest, axis=_axis(axis))
+
+
+def _codebook_fake_quantize_out(x: Tensor, levels: Tensor, highest: Tensor, axis: int, out: Tensor) -> None:
+    _warn_once(x.device.type)
+    reference.codebook_fake_quantize(x, levels, highest, axis=_axis(axis), out=out)
+
+
+def _codebook_quantize(x: Tensor, highest: Tensor, axis: int) -> Tensor:
+    _warn_once(x.device.type)
+    return reference.codebook_quantize(x, highest, axis=_axis(axis))
+
+
+def _codebook_dequantize(codes: Tensor, levels: Tensor, axis: int, dtype: torch.dtype) -> Tensor:
+    _warn_once(codes.device.type)
+    return reference.codebook_dequantize(codes, levels, axis=_axis(axis), dtype=dtype)
+
+
+def _pack(codes: Tensor, bits: int) -> Tensor:
+    _warn_once(codes.device.type)
+    return reference.pack(codes, bits)
+
+
+def _pack_out(codes: Tensor, bits: int, out: Tensor) -> None:
+    _warn_once(codes.device.type)
+    reference.pack(codes, bits, out=out)
+
+
+def _unpack(packed: Tensor, bits: int, numel: int, signed: bool, dtype: torch.dtype) -> Tensor:
+    _warn_once(packed.device.type)
+    return reference.unpack(packed, bits, numel, signed=signed, dtype=dtype)
+
+
+def _unpack_out(packed: Tensor, bits: int, signed: bool, out: Tensor) -> None:
+    _warn_once(packed.device.type)
+    reference.unpack(packed, bits, out.numel(), signed=signed, dtype=out.dtype, out=out)
+
+
 FALLBACKS: dict[str, Callable[..., Any]] = {
     "fake_quantize": _fake_quantize,
     "fake_quantize_": _fake_quantize_inplace,
@@ -172,4 +220,12 @@ FALLBACKS: dict[str, Callable[..., Any]] = {
     "tensor_statistics": _tensor_statistics,
     "histogram": _histogram,
     "growing_histogram": _growing_histogram,
+    "codebook_fake_quantize": _codebook_fake_quantize,
+    "codebook_fake_quantize_out": _codebook_fake_quantize_out,
+    "codebook_quantize": _codebook_quantize,
+    "codebook_dequantize": _codebook_dequantize,
+    "pack": _pack,
+    "pack_out": _pack_out,
+    "unpack": _unpack,
+    "unpack_out": _unpack_out,
 }

@@ -7,8 +7,10 @@
 
 #if defined(__clang__)
 #define PQ_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
+#define PQ_UNROLLED _Pragma("unroll")
 #else
 #define PQ_INDEPENDENT _Pragma("GCC ivdep")
+#define PQ_UNROLLED _Pragma("GCC unroll 8")
 #endif
 
 namespace pq {

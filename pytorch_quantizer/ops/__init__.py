@@ -6,15 +6,27 @@ dimension of size C (per channel). An s that isn't positive and finite gives NaN
 """
 
 from pytorch_quantizer.fallback import ROUNDINGS
+from pytorch_quantizer.ops.codebook import (
+    MAX_LEVELS,
+    codebook_dequantize,
+    codebook_fake_quantize,
+    codebook_quantize,
+)
 from pytorch_quantizer.ops.learnable import learnable_fake_quantize
 from pytorch_quantizer.ops.online import online_fake_quantize
+from pytorch_quantizer.ops.packing import MAX_PACKED_BITS, pack, packed_bytes, unpack
 from pytorch_quantizer.ops.statistics import MAX_BINS, STATISTICS, growing_histogram, histogram, tensor_statistics
 from pytorch_quantizer.ops.uniform import dequantize, fake_quantize, fake_quantize_, fused_fake_quantize, quantize
 
 __all__ = [
     "MAX_BINS",
+    "MAX_LEVELS",
+    "MAX_PACKED_BITS",
     "ROUNDINGS",
     "STATISTICS",
+    "codebook_dequantize",
+    "codebook_fake_quantize",
+    "codebook_quantize",
     "dequantize",
     "fake_quantize",
     "fake_quantize_",
@@ -23,6 +35,9 @@ __all__ = [
     "histogram",
     "learnable_fake_quantize",
     "online_fake_quantize",
+    "pack",
+    "packed_bytes",
     "quantize",
     "tensor_statistics",
+    "unpack",
 ]

@@ -99,21 +99,21 @@ def check_random(seed: int, offset: int) -> None:
         raise InputError(f"offset must be between 0 and 2**63 - 1, got {offset}")
 
 
-def check_out(x: Tensor, out: Tensor) -> None:
+def check_out(x: Tensor, out: Tensor, op: str = "fake_quantize") -> None:
     """Refuse an `out` that isn't like x, and a gradient that nobody would compute."""
     if out.shape != x.shape or out.dtype != x.dtype or out.device != x.device:
         raise InputError(
             f"out must be like x ({list(x.shape)}, {x.dtype}, {x.device}), "
             f"got {list(out.shape)}, {out.dtype}, {out.device}"
         )
-    check_no_gradient(x, "fake_quantize with out=")
-    check_no_gradient(out, "fake_quantize with out=")
+    check_no_gradient(x, f"{op} with out=", op)
+    check_no_gradient(out, f"{op} with out=", op)
 
 
-def check_no_gradient(x: Tensor, form: str) -> None:
-    """Refuse a form without autograd where a gradient is needed."""
+def check_no_gradient(x: Tensor, form: str, op: str = "fake_quantize") -> None:
+    """Refuse a form without autograd where a gradient is needed; `op` has one."""
     if x.requires_grad and torch.is_grad_enabled():
-        raise InputError(f"{form} has no gradient and a tensor needs one: use fake_quantize, or torch.no_grad()")
+        raise InputError(f"{form} has no gradient and a tensor needs one: use {op}, or torch.no_grad()")
 
 
 def check_code_dtype(dtype: torch.dtype, qmin: int, qmax: int) -> None:

@@ -2,8 +2,10 @@
 Nothing here checks arguments (ops/ does), carries a graph, or is meant to be fast. It imports torch alone.
 """
 
+from pytorch_quantizer.reference.codebook import codebook_dequantize, codebook_fake_quantize, codebook_quantize
 from pytorch_quantizer.reference.learnable import learnable_fake_quantize_backward
 from pytorch_quantizer.reference.online import online_fake_quantize
+from pytorch_quantizer.reference.packing import pack, unpack
 from pytorch_quantizer.reference.rounding import uniform24
 from pytorch_quantizer.reference.statistics import growing_histogram, histogram, tensor_statistics
 from pytorch_quantizer.reference.uniform import (
@@ -17,6 +19,9 @@ from pytorch_quantizer.reference.uniform import (
 )
 
 __all__ = [
+    "codebook_dequantize",
+    "codebook_fake_quantize",
+    "codebook_quantize",
     "dequantize",
     "fake_quantize",
     "fake_quantize_",
@@ -26,8 +31,10 @@ __all__ = [
     "histogram",
     "learnable_fake_quantize_backward",
     "online_fake_quantize",
+    "pack",
     "quantize",
     "smallest_dtype",
     "tensor_statistics",
     "uniform24",
+    "unpack",
 ]

@@ -8,9 +8,10 @@ import copy
 import pytest
 import torch
 
-from pytorch_quantizer import InputError, TensorStatistics
+from pytorch_quantizer import InputError, TensorStatistics, ops
 from pytorch_quantizer.quantization.clipping import CLIPPINGS, Domain
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
+from pytorch_quantizer.quantization.qtypes.binary_quantizer import BinaryQuantizer
 from pytorch_quantizer.quantization.qtypes.mx_quantizer import MXQuantizer
 
 BITS = {"int": (1, 4, 8, 16), "kmeans": (1, 4), "pot": (4,), "apot": (3,)}  # others: their one width
@@ -320,6 +321,16 @@ class TestCodes:
         scales = len(groups(fitted, torch.zeros(shape))) if isinstance(fitted, MXQuantizer) else 0
         assert fitted.code_bytes(shape) == fitted.code_bytes(torch.Size(shape)) == codes + scales
         assert fitted.code_bytes((5, 6, 0, 3)) == 0
+
+    def test_codes_pack_into_the_bytes_that_are_reported(self, fitted):
+        if isinstance(fitted, MXQuantizer):
+            pytest.skip("its codes hold the blocks' scales, which lie beside the elements in a file")
+        codes = fitted.quantize(sample(fitted))
+        packed = ops.pack(codes, fitted.bits)
+        assert packed.numel() == fitted.code_bytes(codes.shape)
+        if not isinstance(fitted, BinaryQuantizer):  # -1 and +1 have the same lowest bit
+            signed = bool((codes < 0).any())
+            assert torch.equal(ops.unpack(packed, fitted.bits, codes.shape, signed=signed, dtype=codes.dtype), codes)
 
     def test_integer_types_have_a_scale_and_a_zero_point(self, fitted):
         if not fitted.is_integer:
