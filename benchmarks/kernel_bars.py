@@ -9,16 +9,6 @@ from bars import Rule
 
 CPU, CUDA = 50_000_000, 2**28  # elements: 1 GB of float32 on CUDA
 LARGE = 2**16  # elements, from which on no call's cost excuses anything
-AWAITED = frozenset(  # ops that have bars and no cases yet
-    {
-        "learnable_fake_quantize_backward",
-        "learnable_fake_quantize_backward axis 0",
-        "learnable_fake_quantize_backward axis 1",
-        "codebook 16 words",
-        "pack int4",
-        "unpack int4",
-    }
-)
 
 LAYOUTS = ("contiguous", "channels_last")
 FORWARD = ("fake_quantize", "fake_quantize axis 0", "fake_quantize axis 1")

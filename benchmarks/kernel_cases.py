@@ -20,7 +20,7 @@ CHANNELS, SIDE = 64, 32  # an activation, [N, 64, 32, 32]: an image has 64 Ki el
 PASSES = {"copy": 2, "add": 3, "aminmax": 1, "sum": 1}  # over the tensor's memory; other runs move the case's bytes
 AXES = (None, 0, 1)
 RAW = (0, 0, 0)  # rounding half to even, seed, offset, as the raw ops take them
-QMIN, QMAX = 0, 15
+RANGE = QMIN, QMAX = 0, 15
 BINS = 2048
 
 
@@ -141,8 +141,8 @@ def fake_quantize_backward(x: Tensor) -> Iterator[Case]:
         each = beside(x, scale, axis), beside(x, zero_point, axis)
         mask = passed(grad, x, *each) != 0
         runs = {
-            "ours": partial(
-                raw.fake_quantize_backward, grad, x, scale, zero_point, QMIN, QMAX, -1 if axis is None else axis, *RAW
+            "ours": writing(
+                raw.fake_quantize_backward_out, grad, x, scale, zero_point, *RANGE, axis, *RAW, outs=(out,)
             ),
             "copy": partial(out.copy_, x),
             "add": partial(torch.add, grad, x, out=out),
@@ -151,6 +151,97 @@ def fake_quantize_backward(x: Tensor) -> Iterator[Case]:
             "expression": partial(passed, grad, x, *each),
         }
         yield Case(named("fake_quantize_backward", axis), x, 3 * x.nbytes, runs)
+
+
+def writing(op: Run, *arguments: object, outs: tuple[Tensor, ...]) -> Run:
+    """A raw op that writes `outs`, as a call that also returns them. An axis of None is the raw ops' -1."""
+    given = [-1 if argument is None else argument for argument in arguments]
+
+    def call() -> tuple[Tensor, ...] | Tensor:
+        op(*given, *outs)
+        return outs if len(outs) > 1 else outs[0]
+
+    return call
+
+
+def learnable_fake_quantize_backward(x: Tensor) -> Iterator[Case]:
+    """LSQ and LSQ+: the gradients of x, scale and zero point."""
+    grad, out = torch.ones_like(x), torch.zeros_like(x)
+    for axis in AXES:
+        scale, zero_point = grid(x, axis)
+        learned = scale, zero_point.float()
+        outs = (out, *map(torch.zeros_like, learned))
+        runs = {
+            "ours": writing(raw.learnable_fake_quantize_backward_out, grad, x, *learned, *RANGE, axis, 1.0, outs=outs),
+            "copy": partial(out.copy_, x),
+            "add": partial(torch.add, grad, x, out=out),
+            "torch learnable": torch_learnable_backward(grad, x, scale, zero_point, axis),
+        }
+        yield Case(named("learnable_fake_quantize_backward", axis), x, 3 * x.nbytes, runs)
+
+
+def fused_fake_quantize(x: Tensor) -> Iterator[Case]:
+    """A ReLU, or an addition and a ReLU, before the quantizer."""
+    other, out = torch.ones_like(x), torch.zeros_like(x)
+    scale, zero_point = grid(x, None)
+    torchs = partial(torch.fake_quantize_per_tensor_affine, scale=scale, zero_point=zero_point)
+    for op, second in (("relu_fake_quantize", None), ("add_relu_fake_quantize", other)):
+        total = (lambda: x) if second is None else (lambda: x + other)
+        runs = {
+            "ours": partial(
+                ops.fused_fake_quantize, x, scale, zero_point, QMIN, QMAX, other=second, relu=True, out=out
+            ),
+            "copy": partial(out.copy_, x),
+            "torch": lambda total=total: torchs(torch.relu(total()), quant_min=QMIN, quant_max=QMAX),
+            "expression": lambda total=total: simulated(torch.relu(total()), scale, zero_point),
+        }
+        yield Case(op, x, (2 if second is None else 3) * x.nbytes, runs)
+
+
+def online_fake_quantize(x: Tensor) -> Iterator[Case]:
+    """On a grid of x's own, ReLU included: two reads for the statistics, a read and a write for the result."""
+    out = torch.zeros_like(x)
+    rule = {"relu": True, "spread": "abs_dev", "support": "rectified", "reach": 3.9}
+    runs = {
+        "ours": partial(ops.online_fake_quantize, x, QMIN, QMAX, **rule, out=out),
+        "copy": partial(out.copy_, x),
+        **reads(x),
+    }
+    yield Case("online_fake_quantize", x, 4 * x.nbytes, runs)
+
+
+def codebook(x: Tensor) -> Iterator[Case]:
+    """To the nearest of 16 or 256 levels, into out=."""
+    out = torch.zeros_like(x)
+    for words in (16, 256):
+        levels = torch.linspace(-3, 3, words, device=x.device)
+        highest = (levels[1:] + levels[:-1]) / 2
+        runs = {
+            "ours": partial(ops.codebook_fake_quantize, x, levels, highest, out=out),
+            "copy": partial(out.copy_, x),
+            "expression": lambda levels=levels, highest=highest: levels[torch.bucketize(x, highest)],
+        }
+        yield Case(f"codebook {words} words", x, 2 * x.nbytes, runs)
+
+
+def halves(q: Tensor) -> Tensor:
+    """Two codes a byte, written in PyTorch."""
+    pairs = q.view(-1, 2)
+    return pairs[:, 0] | (pairs[:, 1] << 4)
+
+
+def packing(x: Tensor) -> Iterator[Case]:
+    """4-bit codes, a byte each, to two a byte and back; the copy is that of the codes."""
+    q = ops.quantize(x.reshape(-1), *grid(x, None), QMIN, QMAX)
+    packed, out = ops.pack(q, 4), torch.zeros_like(q)
+    copy = {"copy": partial(out.copy_, q)}
+    forth = {"ours": partial(ops.pack, q, 4, out=packed), "expression": lambda: halves(q)}
+    yield Case("pack int4", q, q.nbytes + packed.nbytes, copy | forth)
+    back = {
+        "ours": partial(ops.unpack, packed, 4, q.shape, out=out),
+        "expression": lambda: torch.stack([packed & 15, packed >> 4], -1).view(-1),
+    }
+    yield Case("unpack int4", q, q.nbytes + packed.nbytes, copy | back)
 
 
 def torch_learnable_backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Run:
@@ -228,13 +319,17 @@ def differentiated(forward: Run, x: Tensor, gradient: Tensor) -> tuple[Tensor, .
     return torch.autograd.grad(forward(), x, gradient)
 
 
-# A new op: a function above that yields its cases, a line here, its bars in kernel_bars.py (where AWAITED has names
-# for those to come: learnable_fake_quantize_backward, codebook, pack, unpack; and relu_, add_relu_, online_ ones).
+# A new op: a function above that yields its cases, a line here, its bars in kernel_bars.py.
 CASES: dict[str, Callable[[Tensor], Iterator[Case]]] = {  # of an activation, at each size, dtype and layout
     "fake_quantize": fake_quantize,
     "fake_quantize_": fake_quantize_in_place,
     "fake_quantize stochastic": fake_quantize_stochastic,
     "fake_quantize_backward": fake_quantize_backward,
+    "learnable_fake_quantize_backward": learnable_fake_quantize_backward,
+    "fused_fake_quantize": fused_fake_quantize,
+    "online_fake_quantize": online_fake_quantize,
+    "codebook": codebook,
+    "pack": packing,
     "quantize": codes,
     "tensor_statistics": tensor_statistics,
     "histogram": histogram,
