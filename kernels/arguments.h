@@ -86,7 +86,8 @@ inline void check_grid(const Tensor& x, const Tensor& scale, const Tensor& zero_
 // Refuse an output that shares memory with what is still read when parts of it are written.
 inline void check_unread(const Tensor& read, const Tensor& out) {
   check_output(read, out);
-  STD_TORCH_CHECK(read.numel() == 0 || read.const_data_ptr() != out.const_data_ptr(), "the output must not be an input");
+  STD_TORCH_CHECK(read.numel() == 0 || read.const_data_ptr() != out.const_data_ptr(),
+                  "the output must not be an input");
 }
 
 // The gradients of what is learned: ds and dz, each like its parameter.
@@ -114,9 +115,9 @@ inline void check_growing(const Tensor& x, const Tensor& largest, const Tensor& 
   STD_TORCH_CHECK(counts.scalar_type() == ScalarType::Long && counts.device() == x.device() &&
                       counts.numel() == channels * (bins + kBesideBins),
                   "counts must be int64 on the tensor's device, a row a channel");
-  STD_TORCH_CHECK(largest.scalar_type() == ScalarType::Float && largest.device() == x.device() &&
-                      largest.numel() == channels,
-                  "largest must be float32 on the tensor's device, one element a channel");
+  STD_TORCH_CHECK(
+      largest.scalar_type() == ScalarType::Float && largest.device() == x.device() && largest.numel() == channels,
+      "largest must be float32 on the tensor's device, one element a channel");
 }
 
 // Zeroed counts, int64: a row a channel, or one alone where axis is -1.

@@ -60,7 +60,13 @@ PQ_INLINE float uniform24(Random random) {
   return static_cast<float>(static_cast<int32_t>(philox(random) >> 8)) * 0x1p-24f;
 }
 
-PQ_INLINE float round_to_integer(float v, Rounding rounding, Random random) {
+// The number that a rounding draws, 0 where it draws none.
+PQ_INLINE float drawn(Rounding rounding, Random random) {
+  return rounding == Rounding::stochastic ? uniform24(random) : 0.0f;
+}
+
+// u: uniform in [0, 1), of interest to stochastic rounding alone.
+PQ_INLINE float round_to_integer(float v, Rounding rounding, float u) {
   if (rounding == Rounding::half_even) {
     return rintf(v);
   } else if (rounding == Rounding::half_away) {
@@ -69,12 +75,12 @@ PQ_INLINE float round_to_integer(float v, Rounding rounding, Random random) {
     return whole + (fabsf(v - whole) >= 0.5f ? copysignf(1.0f, v) : 0.0f);
   } else {
     const float below = floorf(v);
-    return below + (uniform24(random) < v - below ? 1.0f : 0.0f);
+    return below + (u < v - below ? 1.0f : 0.0f);
   }
 }
 
-PQ_INLINE float unclamped(float x, Grid grid, Rounding rounding, Random random) {
-  return round_to_integer(x / grid.scale, rounding, random) + grid.zero_point;
+PQ_INLINE float unclamped(float x, Grid grid, Rounding rounding, float u) {
+  return round_to_integer(x / grid.scale, rounding, u) + grid.zero_point;
 }
 
 PQ_INLINE float clamp(float q, Grid grid) {
@@ -84,21 +90,21 @@ PQ_INLINE float clamp(float q, Grid grid) {
 
 PQ_INLINE float dequantize(float q, Grid grid) { return (q - grid.zero_point) * grid.scale; }
 
-PQ_INLINE float fake_quantize(float x, Grid grid, Rounding rounding, Random random) {
-  return dequantize(clamp(unclamped(x, grid, rounding, random), grid), grid);
+PQ_INLINE float fake_quantize(float x, Grid grid, Rounding rounding, float u) {
+  return dequantize(clamp(unclamped(x, grid, rounding, u), grid), grid);
 }
 
 PQ_INLINE float rectify(float x) { return x < 0.0f ? 0.0f : x; }
 
 // NaN has no code: it takes that of zero.
-PQ_INLINE float code(float x, Grid grid, Rounding rounding, Random random) {
-  const float q = unclamped(x, grid, rounding, random);
+PQ_INLINE float code(float x, Grid grid, Rounding rounding, float u) {
+  const float q = unclamped(x, grid, rounding, u);
   return clamp(q != q ? grid.zero_point : q, grid);
 }
 
 // The straight-through gradient: a choice, not a product, so that an infinite g outside the grid gives 0.
-PQ_INLINE float straight_through(float g, float x, Grid grid, Rounding rounding, Random random) {
-  const float q = unclamped(x, grid, rounding, random);
+PQ_INLINE float straight_through(float g, float x, Grid grid, Rounding rounding, float u) {
+  const float q = unclamped(x, grid, rounding, u);
   return q >= grid.qmin && q <= grid.qmax ? g : 0.0f;
 }
 

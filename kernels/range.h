@@ -44,8 +44,8 @@ PQ_INLINE Range range_of(const double* row, int64_t step, const RangeRule& rule)
   if (rule.spread == Spread::none) return seen;
   const double alpha = rule.reach * spread_of(row, step, rule);
   const double mean = rule.support == Support::nonnegative ? 0.0 : row[kMeanOut * step];
-  const Range wanted = rule.support == Support::real ? Range{mean - alpha, mean + alpha}
-                                                     : Range{0.0, (mean < 0.0 ? 0.0 : mean) + alpha};
+  const Range wanted =
+      rule.support == Support::real ? Range{mean - alpha, mean + alpha} : Range{0.0, (mean < 0.0 ? 0.0 : mean) + alpha};
   return {bounded(wanted.lo, seen.lo, seen.hi), bounded(wanted.hi, seen.lo, seen.hi)};
 }
 
@@ -74,8 +74,8 @@ PQ_INLINE ScaleAndZeroPoint grid_over(Range range, double qmin, double qmax, boo
 // The grid of one channel; a scale of NaN where nothing, NaN or something infinite was observed.
 PQ_INLINE ScaleAndZeroPoint online_grid(const double* row, int64_t step, const RangeRule& rule, double qmin,
                                         double qmax) {
-  const bool known = row[kCountOut * step] > 0.0 && fabs(row[kMinOut * step]) <= FLT_MAX &&
-                     fabs(row[kMaxOut * step]) <= FLT_MAX;
+  const bool known =
+      row[kCountOut * step] > 0.0 && fabs(row[kMinOut * step]) <= FLT_MAX && fabs(row[kMaxOut * step]) <= FLT_MAX;
   return known ? grid_over(range_of(row, step, rule), qmin, qmax, rule.symmetric) : ScaleAndZeroPoint{NAN, 0};
 }
 

@@ -1,11 +1,12 @@
 // The schemas of all ops, nothing else. Loading the shared library registers them; Python needs no module object.
-// axis -1: per tensor. spread and support: range.h's Spread and Support. rounding: 0 half to even, 1 half away from zero, 2 stochastic (quantize.h's Rounding).
-// pytorch_quantizer/fallback.py repeats them for where nothing is built; a test compares the two.
+// axis -1: per tensor. spread and support: range.h's Spread and Support. rounding: 0 half to even, 1 half away from
+// zero, 2 stochastic (quantize.h's Rounding). pytorch_quantizer/fallback.py repeats them for where nothing is built; a
+// test compares the two.
 #include <torch/csrc/stable/library.h>
 
 #define PQ_GRID \
   "Tensor scale, Tensor zero_point, int qmin, int qmax, int axis, int rounding, SymInt seed, SymInt offset"
-#define PQ_ONLINE                                                                                              \
+#define PQ_ONLINE                                                                                                  \
   "bool relu, int spread, float reach, int support, float ceiling, bool symmetric, int qmin, int qmax, int axis, " \
   "int rounding, SymInt seed, SymInt offset"
 
@@ -29,8 +30,7 @@ STABLE_TORCH_LIBRARY(pytorch_quantizer, m) {
   m.def("dequantize(Tensor codes, Tensor scale, Tensor zero_point, int axis, ScalarType dtype) -> Tensor");
   m.def("tensor_statistics(Tensor x, int axis) -> Tensor");
   m.def("histogram(Tensor x, Tensor exponent, int bins, int axis) -> Tensor");
-  m.def(
-      "growing_histogram(Tensor x, Tensor largest, Tensor counts, Tensor exponent, int axis) -> (Tensor, Tensor)");
+  m.def("growing_histogram(Tensor x, Tensor largest, Tensor counts, Tensor exponent, int axis) -> (Tensor, Tensor)");
   m.def("codebook_fake_quantize(Tensor x, Tensor levels, Tensor highest, int axis) -> Tensor");
   m.def("codebook_fake_quantize_out(Tensor x, Tensor levels, Tensor highest, int axis, Tensor(a!) out) -> ()");
   m.def("codebook_quantize(Tensor x, Tensor highest, int axis) -> Tensor");

@@ -1,7 +1,8 @@
 // Includes the file PQ_LOOPS once an instruction set, each time in a namespace of that name. No FMA anywhere.
 // Only what is written in PQ_LOOPS is compiled so: headers come before, or their inline functions would leak upwards.
+#define PQ_REGISTER 4
 namespace pq::baseline {
-[[maybe_unused]] constexpr int kRegister = 4;  // floats in a register
+[[maybe_unused]] constexpr int kRegister = PQ_REGISTER;  // floats in a register
 #include PQ_LOOPS
 }  // namespace pq::baseline
 
@@ -14,8 +15,10 @@ namespace pq::baseline {
 #pragma GCC target("avx2,f16c")
 #endif
 #define PQ_F16C 1  // there are instructions for float16
+#undef PQ_REGISTER
+#define PQ_REGISTER 8
 namespace pq::avx2 {
-[[maybe_unused]] constexpr int kRegister = 8;  // floats in a register
+[[maybe_unused]] constexpr int kRegister = PQ_REGISTER;  // floats in a register
 #include PQ_LOOPS
 }  // namespace pq::avx2
 #if defined(__clang__)
@@ -26,8 +29,10 @@ namespace pq::avx2 {
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,f16c,prefer-vector-width=512")
 #endif
+#undef PQ_REGISTER
+#define PQ_REGISTER 16
 namespace pq::avx512 {
-[[maybe_unused]] constexpr int kRegister = 16;  // floats in a register
+[[maybe_unused]] constexpr int kRegister = PQ_REGISTER;  // floats in a register
 #include PQ_LOOPS
 }  // namespace pq::avx512
 #if defined(__clang__)
@@ -38,4 +43,5 @@ namespace pq::avx512 {
 
 #undef PQ_F16C
 #endif  // PQ_X86
+#undef PQ_REGISTER
 #undef PQ_LOOPS

@@ -4,8 +4,8 @@
 
 #include <optional>
 
-#include "isa.h"
 #include "../ops.h"
+#include "isa.h"
 #include "rows.h"
 
 #define PQ_LOOPS "fake_quantize.loops.h"
@@ -22,7 +22,8 @@ void forward_rows(const Tensor& x, const Tensor* other, const GridArguments& arg
   constexpr Before kAdded{false, B.relu};
   const HalfRounding rounded(x.scalar_type());
   const bool apart = B.adds && rounded.store;
-  const auto with_one = apart ? PQ_PICK(fake_quantize_row<kAdded, R, OneGrid>) : PQ_PICK(fake_quantize_row<B, R, OneGrid>);
+  const auto with_one =
+      apart ? PQ_PICK(fake_quantize_row<kAdded, R, OneGrid>) : PQ_PICK(fake_quantize_row<B, R, OneGrid>);
   const auto with_each =
       apart ? PQ_PICK(fake_quantize_row<kAdded, R, GridEach>) : PQ_PICK(fake_quantize_row<B, R, GridEach>);
   const auto add = PQ_PICK(add_row);
@@ -30,7 +31,7 @@ void forward_rows(const Tensor& x, const Tensor* other, const GridArguments& arg
   const Source source = make_source(x, layout, kInput), addend = make_source(B.adds ? *other : x, layout, kGradient);
   const Sink sink = make_sink(y, layout);
   for_each_row(layout, [&](const Row& row) {
-    alignas(64) float buffer[kRow], other_buffer[B.adds ? kRow : 1];
+    alignas(64) float buffer[kRow], other_buffer[B.adds ? kRow : 1], numbers[kDrawn<R>];
     const float* from = source.load(row.position.offset[kInput], row.n, buffer);
     const float* added = B.adds ? addend.load(row.position.offset[kGradient], row.n, other_buffer) : nullptr;
     if (apart) {
@@ -39,9 +40,9 @@ void forward_rows(const Tensor& x, const Tensor* other, const GridArguments& arg
       from = buffer;
     }
     float* to = sink.target(row.position.offset[kOutput], buffer);
-    const Randoms counters = randoms(arguments, layout, row);
-    grids.vary_in_row() ? with_each(from, added, to, row.n, grids.each(row), counters)
-                        : with_one(from, added, to, row.n, grids.one(row), counters);
+    const float* u = draw(arguments, layout, row, numbers);
+    grids.vary_in_row() ? with_each(from, added, to, row.n, grids.each(row), u)
+                        : with_one(from, added, to, row.n, grids.one(row), u);
     sink.store(row.position.offset[kOutput], to, row.n);
   });
 }
@@ -74,13 +75,13 @@ void backward_rows(const Tensor& grad, const Tensor& x, const GridArguments& arg
   const Source source = make_source(x, layout, kInput), gradient = make_source(grad, layout, kGradient);
   const Sink sink = make_sink(dx, layout);
   for_each_row(layout, [&](const Row& row) {
-    alignas(64) float x_buffer[kRow], g_buffer[kRow];
+    alignas(64) float x_buffer[kRow], g_buffer[kRow], numbers[kDrawn<R>];
     const float* from = source.load(row.position.offset[kInput], row.n, x_buffer);
     const float* g = gradient.load(row.position.offset[kGradient], row.n, g_buffer);
     float* to = sink.target(row.position.offset[kOutput], x_buffer);
-    const Randoms counters = randoms(arguments, layout, row);
-    grids.vary_in_row() ? with_each(g, from, to, row.n, grids.each(row), counters)
-                        : with_one(g, from, to, row.n, grids.one(row), counters);
+    const float* u = draw(arguments, layout, row, numbers);
+    grids.vary_in_row() ? with_each(g, from, to, row.n, grids.each(row), u)
+                        : with_one(g, from, to, row.n, grids.one(row), u);
     sink.store(row.position.offset[kOutput], to, row.n);
   });
 }

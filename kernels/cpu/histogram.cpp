@@ -20,7 +20,7 @@ namespace pq {
 
 namespace {
 
-constexpr int kTables = 4;  // neighbours that are alike count in different places: none waits for the other
+constexpr int kTables = 4;            // neighbours that are alike count in different places: none waits for the other
 constexpr int32_t kSmallBins = 4096;  // of these, four tables fit in a first-level cache
 
 // Each channel's bins. largest: null, or the largest |x|; a channel where it isn't finite counts nothing.
@@ -36,7 +36,8 @@ struct Widths {
 template <class Count, int tables>
 class Tables {
  public:
-  explicit Tables(int32_t bins) : bins_(bins), places_(bins + kBesidePlaces), counts_(tables * places_), sums_(places_) {}
+  explicit Tables(int32_t bins)
+      : bins_(bins), places_(bins + kBesidePlaces), counts_(tables * places_), sums_(places_) {}
 
   void add(const float* x, int64_t n, float inverse) {
     const int64_t most = n / tables + kRegisters;  // in one table, if all are alike
@@ -157,7 +158,7 @@ std::tuple<Tensor, Tensor> growing_histogram(const Tensor& x, const Tensor& larg
 
 }  // namespace pq
 
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) { 
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
   m.impl("histogram", TORCH_BOX(&pq::histogram));
   m.impl("growing_histogram", TORCH_BOX(&pq::growing_histogram));
 }

@@ -1,5 +1,5 @@
-// Lanes that sums are gathered in: their width is fixed, whatever the registers', for it fixes the order in which numbers
-// add. Every instruction set gets the same bits.
+// Lanes that sums are gathered in: their width is fixed, whatever the registers', for it fixes the order in which
+// numbers add. Every instruction set gets the same bits.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// The gradients of fake_quantize where scale and zero point are learned (LSQ, LSQ+) on the CPU, in one pass: dx, and the
-// sums behind ds and dz in float64, over chunks that the shape alone cuts.
+// The gradients of fake_quantize where scale and zero point are learned (LSQ, LSQ+) on the CPU, in one pass: dx, and
+// the sums behind ds and dz in float64, over chunks that the shape alone cuts.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>
@@ -27,7 +27,9 @@ struct Tensors {
   Sink dx;
 
   Tensors(const Tensor& x_, const Tensor& grad, const Tensor& dx_, const Layout& layout)
-      : x(make_source(x_, layout, kInput)), gradient(make_source(grad, layout, kGradient)), dx(make_sink(dx_, layout)) {}
+      : x(make_source(x_, layout, kInput)),
+        gradient(make_source(grad, layout, kGradient)),
+        dx(make_sink(dx_, layout)) {}
 };
 
 // A chunk of one channel into its two sums.
@@ -67,34 +69,31 @@ void chunk_of_rows(const Walk& walk, const Tensors& tensors, const ChannelGrids&
   }
 }
 
-// Σ g·slope and Σ outside of every channel, [2, channels]; writes dx.
-std::vector<double> sum_gradients(const Tensor& grad, const Tensor& x, const GridArguments& arguments,
-                                  const Tensor& dx) {
+// Writes dx; of the result, chunk 0 holds Σ g·slope and Σ outside of every channel.
+Partials sum_gradients(const Tensor& grad, const Tensor& x, const GridArguments& arguments, const Tensor& dx) {
   const Walk walk = make_walk(x, arguments.axis, /*by_rows=*/true, &grad, &dx);
   const Tensors tensors(x, grad, dx, walk.layout);
   const ChannelGrids grids(arguments, walk.layout);
-  const int64_t size = kSums * walk.channels;
-  std::vector<double> partial(std::max<int64_t>(1, walk.chunks) * size);
+  Partials partials(walk, kSums);
   if (walk.rows) {
     const int64_t grain = std::max<int64_t>(1, kRowsPerThread * kRow / (kChunkOfRows * walk.channels));
     torch::stable::parallel_for(0, walk.chunks, grain, [&](int64_t first, int64_t last) {
       for (int64_t chunk = first; chunk < last; ++chunk) {
         const int64_t begin = chunk * kChunkOfRows, end = std::min(begin + kChunkOfRows, walk.per_channel);
-        chunk_of_rows(walk, tensors, grids, begin, end, partial.data() + chunk * size);
+        chunk_of_rows(walk, tensors, grids, begin, end, partials.at(chunk, 0));
       }
     });
   } else {
     for_each_chunk(walk, [&](int64_t channel, int64_t chunk) {
-      double sums[kSums] = {};
-      channel_chunk(walk, tensors, grids.of(channel), channel, chunk, sums);
-      for (int64_t i = 0; i < kSums; ++i) partial[chunk * size + i * walk.channels + channel] = sums[i];
+      channel_chunk(walk, tensors, grids.of(channel), channel, chunk, partials.at(chunk, channel));
     });
   }
-  add_chunks(partial, walk.chunks, size, [&](double* into, const double* from) {
-    for (int64_t i = 0; i < size; ++i) into[i] += from[i];
+  const int64_t step = partials.step();
+  partials.join([&](double* into, const double* from) {
+    into[0] += from[0];
+    into[step] += from[step];
   });
-  partial.resize(size);
-  return partial;
+  return partials;
 }
 
 void backward(const Tensor& grad, const Tensor& x, const GridArguments& arguments, double grad_scale, const Tensor& dx,
@@ -102,15 +101,15 @@ void backward(const Tensor& grad, const Tensor& x, const GridArguments& argument
   check_like(x, grad, "grad");
   check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
   check_learned(arguments.scale, arguments.zero_point, ds, dz);
-  const std::vector<double> sums = sum_gradients(grad, x, arguments, dx);
+  Partials partials = sum_gradients(grad, x, arguments, dx);
   const float* scale = static_cast<const float*>(arguments.scale.const_data_ptr());
   float* scale_gradient = static_cast<float*>(ds.mutable_data_ptr());
   float* zero_gradient = static_cast<float*>(dz.mutable_data_ptr());
   const int64_t channels = arguments.scale.numel(), stride = parameter_stride(arguments.scale);
   for (int64_t c = 0; c < channels; ++c) {
-    const double s = valid_scale(scale[c * stride]);
-    scale_gradient[c] = static_cast<float>(grad_scale * sums[c]);
-    zero_gradient[c] = static_cast<float>(grad_scale * (-s * sums[channels + c]));
+    const double s = valid_scale(scale[c * stride]), *sums = partials.at(0, c);
+    scale_gradient[c] = static_cast<float>(grad_scale * sums[0]);
+    zero_gradient[c] = static_cast<float>(grad_scale * (-s * sums[partials.step()]));
   }
 }
 

@@ -1,5 +1,5 @@
-// online_fake_quantize on the CPU: the tensor is read for its statistics, a grid is laid over them, and the tensor is put
-// on it, in one call.
+// online_fake_quantize on the CPU: the tensor is read for its statistics, a grid is laid over them, and the tensor is
+// put on it, in one call.
 #include <torch/csrc/stable/library.h>
 
 #include <tuple>

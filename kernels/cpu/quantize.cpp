@@ -19,11 +19,11 @@ void quantize_rows(const Tensor& x, const GridArguments& arguments, const Tensor
   const Source source = make_source(x, layout, kInput);
   const Sink sink = make_sink(codes, layout);
   for_each_row(layout, [&](const Row& row) {
-    alignas(64) float buffer[kRow];
+    alignas(64) float buffer[kRow], numbers[kDrawn<R>];
     const float* from = source.load(row.position.offset[kInput], row.n, buffer);
-    const Randoms counters = randoms(arguments, layout, row);
-    grids.vary_in_row() ? with_each(from, buffer, row.n, grids.each(row), counters)
-                        : with_one(from, buffer, row.n, grids.one(row), counters);
+    const float* u = draw(arguments, layout, row, numbers);
+    grids.vary_in_row() ? with_each(from, buffer, row.n, grids.each(row), u)
+                        : with_one(from, buffer, row.n, grids.one(row), u);
     sink.store(row.position.offset[kOutput], buffer, row.n);
   });
 }

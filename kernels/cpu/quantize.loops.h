@@ -1,9 +1,9 @@
 // Codes of a row, as float32 integers, and back. Included once an instruction set by each_isa.h.
 
 template <Rounding R, class Grids>
-void quantize_row(const float* x, float* q, int64_t n, Grids grids, Randoms randoms) {
+void quantize_row(const float* x, float* q, int64_t n, Grids grids, const float* u) {
   PQ_INDEPENDENT
-  for (int64_t i = 0; i < n; ++i) q[i] = code(x[i], grids.at(i), R, randoms.at(i));
+  for (int64_t i = 0; i < n; ++i) q[i] = code(x[i], grids.at(i), R, R == Rounding::stochastic ? u[i] : 0.0f);
 }
 
 template <class Grids>

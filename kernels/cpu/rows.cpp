@@ -72,6 +72,9 @@ PQ_INLINE HalfBits from_float(float x) {
 
 }  // namespace pq
 
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // in GCC's own header of AVX-512
+#endif
 #define PQ_LOOPS "rows.loops.h"
 #include "each_isa.h"
 
@@ -128,6 +131,15 @@ Sink make_sink(const Tensor& y, const Layout& layout) {
 HalfRounding::HalfRounding(ScalarType dtype)
     : store(dtype == ScalarType::Float ? nullptr : storer(dtype)),
       load(dtype == ScalarType::Float ? nullptr : loader(dtype)) {}
+
+const float* draw(const GridArguments& arguments, const Layout& layout, const Row& row, float* buffer) {
+  if (!arguments.stochastic()) return nullptr;
+  const int64_t step = layout.dims ? layout.stride[kLogical][layout.dims - 1] : 0;
+  const Random first{arguments.random.seed,
+                     arguments.random.counter + static_cast<uint64_t>(row.position.offset[kLogical])};
+  PQ_PICK(uniform_row)(first, static_cast<uint64_t>(step), buffer, row.n);
+  return buffer;
+}
 
 ChannelGrids::ChannelGrids(const GridArguments& arguments, const Layout& layout)
     : qmin_(arguments.qmin), qmax_(arguments.qmax), period_(layout.period) {

@@ -90,7 +90,7 @@ struct HalfRounding {
 Source make_source(const Tensor& x, const Layout& layout, Track track);
 Sink make_sink(const Tensor& y, const Layout& layout);
 
-// What a loop asks for its i-th element: the grid, one for the row or one an element, and the random number's counter.
+// What a loop asks for its i-th element: the grid, one for the row or one an element.
 struct OneGrid {
   Grid grid;
   PQ_INLINE Grid at(int64_t) const { return grid; }
@@ -99,10 +99,6 @@ struct GridEach {
   const float *scale, *zero_point;
   float qmin, qmax;
   PQ_INLINE Grid at(int64_t i) const { return {scale[i], zero_point[i], qmin, qmax}; }
-};
-struct Randoms {
-  uint64_t seed, first, step;
-  PQ_INLINE Random at(int64_t i) const { return {seed, first + static_cast<uint64_t>(i) * step}; }
 };
 
 // Scales and zero points as the loops read them: checked, float32, and repeated where channels are innermost so that
@@ -113,9 +109,7 @@ class ChannelGrids {
 
   bool vary_in_row() const { return period_ > 0; }
   OneGrid of(int64_t channel) const { return {{scale_[channel], zero_point_[channel], qmin_, qmax_}}; }
-  GridEach from(int64_t channel) const {
-    return {scale_.data() + channel, zero_point_.data() + channel, qmin_, qmax_};
-  }
+  GridEach from(int64_t channel) const { return {scale_.data() + channel, zero_point_.data() + channel, qmin_, qmax_}; }
   OneGrid one(const Row& row) const { return of(row.position.offset[kChannel]); }
   GridEach each(const Row& row) const { return from(row.inner % period_); }
 
@@ -125,10 +119,11 @@ class ChannelGrids {
   int64_t period_;
 };
 
-inline Randoms randoms(const GridArguments& arguments, const Layout& layout, const Row& row) {
-  const int64_t step = layout.dims ? layout.stride[kLogical][layout.dims - 1] : 0;
-  const uint64_t first = arguments.random.counter + static_cast<uint64_t>(row.position.offset[kLogical]);
-  return {arguments.random.seed, first, static_cast<uint64_t>(step)};
-}
+// Room for a row's random numbers, where any are drawn.
+template <Rounding R>
+constexpr int64_t kDrawn = R == Rounding::stochastic ? kRow : 1;
+
+// The random numbers of a row, in `buffer`; null where none are drawn.
+const float* draw(const GridArguments& arguments, const Layout& layout, const Row& row, float* buffer);
 
 }  // namespace pq

@@ -51,7 +51,8 @@ inline void store_row<HalfBits>(const float* from, char* bytes, int64_t stride, 
 
 // from_float<BFloat16Bits> of eight; compilers do not see that its results fit in 16 bits, and mask them once more.
 inline __m256i bfloat16_bits(__m256 x) {
-  const __m256i bits = _mm256_castps_si256(x), odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i bits = _mm256_castps_si256(x),
+                odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
   const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
   const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FC00000));
   const __m256 kept = _mm256_blendv_ps(_mm256_castsi256_ps(up), nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
@@ -73,3 +74,5 @@ inline void store_row<BFloat16Bits>(const float* from, char* bytes, int64_t stri
 }
 
 #endif
+
+#include "random.loops.h"

@@ -4,9 +4,9 @@
 
 #include <torch/csrc/stable/library.h>
 
+#include "../ops.h"
 #include "isa.h"
 #include "lanes.h"
-#include "../ops.h"
 #include "walk.h"
 
 #define PQ_LOOPS "statistics.loops.h"
@@ -28,7 +28,8 @@ void for_each_gathered(const Walk& walk, const Body& body) {
   });
 }
 
-// body(chunk, elements, rows): rows of all channels, `channels` apart. What must be converted comes a few rows at a time.
+// body(chunk, elements, rows): rows of all channels, `channels` apart. What must be converted comes a few rows at a
+// time.
 template <class Body>
 void for_each_chunk_of_rows(const Walk& walk, const Body& body) {
   const int64_t grain = std::max<int64_t>(1, kRowsPerThread * kRow / (kChunkOfRows * walk.channels));
@@ -46,54 +47,57 @@ void for_each_chunk_of_rows(const Walk& walk, const Body& body) {
 }
 
 void read_first(const Walk& walk, double* out) {
-  const int64_t channels = walk.channels, size = kFirst * channels;
-  std::vector<double> partial(std::max<int64_t>(1, walk.chunks) * size);
-  for (int64_t chunk = 0; chunk < std::max<int64_t>(1, walk.chunks); ++chunk) {
-    for (int64_t c = 0; c < channels; ++c) First().write(partial.data() + chunk * size + c, channels);
+  const int64_t channels = walk.channels;
+  Partials partials(walk, kFirst);
+  const int64_t step = partials.step();
+  if (walk.rows || !walk.chunks) {
+    for (int64_t chunk = 0; chunk < std::max<int64_t>(1, walk.chunks); ++chunk) {
+      for (int64_t c = 0; c < channels; ++c) First().write(partials.at(chunk, c), step);
+    }
   }
   if (walk.rows) {
     const auto add = PQ_PICK(first_rows);
     for_each_chunk_of_rows(walk, [&](int64_t chunk, const float* x, int64_t rows) {
-      add(x, rows, channels, channels, partial.data() + chunk * size, channels);
+      add(x, rows, channels, channels, partials.at(chunk, 0), step);
     });
   } else {
     const auto sum = PQ_PICK(first_chunk);
-    for_each_gathered(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
-      sum(x, n, partial.data() + chunk * size + c, channels);
-    });
+    for_each_gathered(
+        walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) { sum(x, n, partials.at(chunk, c), step); });
   }
-  add_chunks(partial, walk.chunks, size, [&](double* into, const double* from) {
-    for (int64_t c = 0; c < channels; ++c) {
-      First total = First::read(into + c, channels);
-      total.add(First::read(from + c, channels));
-      total.write(into + c, channels);
-    }
+  partials.join([&](double* into, const double* from) {
+    First total = First::read(into, step);
+    total.add(First::read(from, step));
+    total.write(into, step);
   });
   for (int64_t c = 0; c < channels; ++c) {
-    First::read(partial.data() + c, channels).finish(static_cast<double>(walk.per_channel), out + c, channels);
+    First::read(partials.at(0, c), step).finish(static_cast<double>(walk.per_channel), out + c, channels);
   }
 }
 
 void read_second(const Walk& walk, double* out) {
-  const int64_t channels = walk.channels, size = kSecond * channels;
+  const int64_t channels = walk.channels;
   const double* mean = out + kMeanOut * channels;
-  std::vector<double> partial(std::max<int64_t>(1, walk.chunks) * size);
+  Partials partials(walk, kSecond);
+  const int64_t step = partials.step();
   if (walk.rows) {
     const auto add = PQ_PICK(second_rows);
     for_each_chunk_of_rows(walk, [&](int64_t chunk, const float* x, int64_t rows) {
-      add(x, rows, channels, channels, mean, partial.data() + chunk * size, channels);
+      add(x, rows, channels, channels, mean, partials.at(chunk, 0), step);
     });
   } else {
     const auto sum = PQ_PICK(second_chunk);
     for_each_gathered(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
-      sum(x, n, mean[c], partial.data() + chunk * size + c, channels);
+      sum(x, n, mean[c], partials.at(chunk, c), step);
     });
   }
-  add_chunks(partial, walk.chunks, size, [&](double* into, const double* from) {
-    for (int64_t i = 0; i < size; ++i) into[i] += from[i];
+  partials.join([&](double* into, const double* from) {
+    into[0] += from[0];
+    into[step] += from[step];
   });
   for (int64_t c = 0; c < channels; ++c) {
-    finish_second(partial[c], partial[channels + c], static_cast<double>(walk.per_channel), out + c, channels);
+    const double* sums = partials.at(0, c);
+    finish_second(sums[0], sums[step], static_cast<double>(walk.per_channel), out + c, channels);
   }
 }
 

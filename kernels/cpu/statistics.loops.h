@@ -106,8 +106,8 @@ inline void second_chunk(const float* x, int64_t n, double mean, double* results
   results[step] = total_square;
 }
 
-// Channels innermost: `rows` rows, `stride` apart, of n neighbouring channels; results are their partial sums so far, in
-// rows `step` apart. Lanes are channels here.
+// Channels innermost: `rows` rows, `stride` apart, of n neighbouring channels; results are their partial sums so far,
+// in rows `step` apart. Lanes are channels here.
 inline void first_tile(const float* x, int64_t rows, int64_t stride, double* results, int64_t step) {
   FirstSums sums[kStep / kLanes];
   FirstEnds ends[kStep / kWide];
@@ -119,9 +119,9 @@ inline void first_tile(const float* x, int64_t rows, int64_t stride, double* res
     const FirstSums& sum = sums[c / kLanes];
     const FirstEnds& end = ends[c / kWide];
     const int lane = c % kLanes, wide = c % kWide;
-    First total{sum.sum[lane],        sum.positive_sum[lane],
-                sum.positive_square[lane], static_cast<double>(end.positive_count[wide]),
-                end.low[wide],        end.high[wide]};
+    First total{
+        sum.sum[lane], sum.positive_sum[lane], sum.positive_square[lane], static_cast<double>(end.positive_count[wide]),
+        end.low[wide], end.high[wide]};
     find_nan(total, x + c, rows, stride);
     total.add(First::read(results + c, step));
     total.write(results + c, step);

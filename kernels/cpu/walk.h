@@ -9,6 +9,7 @@
 namespace pq {
 
 constexpr int64_t kChunk = kRow;       // elements of one channel, at most
+constexpr int64_t kShortRun = 512;     // shorter runs are gathered, many to a chunk
 constexpr int64_t kChunkOfRows = 256;  // rows of channels, where channels are innermost
 
 // The two ways through a tensor. Channel by channel: `layout` walks one channel's elements, which are cut into chunks
@@ -30,7 +31,7 @@ struct Walk {
 
 inline void cut(Walk& walk) {
   const int64_t run = std::max<int64_t>(1, walk.layout.dims ? walk.layout.size[walk.layout.dims - 1] : 1);
-  walk.unit = run < kChunk ? kChunk / run * run : run;
+  walk.unit = run < kShortRun ? kChunk / run * run : run;
   walk.pieces = (walk.unit + kChunk - 1) / kChunk;
   constexpr int64_t kEven = 16;  // whole registers
   walk.piece = ((walk.unit + walk.pieces - 1) / walk.pieces + kEven - 1) / kEven * kEven;
@@ -83,26 +84,54 @@ inline int64_t chunk_grain(const Walk& walk) {
   return std::max<int64_t>(1, kRowsPerThread * kRow / work);
 }
 
-// body(channel, chunk) for each chunk of each channel, in the order of memory, over torch's threads.
+// Where a chunk of a channel comes in the order of memory: all pieces of a run, then the next channel's, then the next
+// run's, unless channels lie outermost.
+inline int64_t place_in_order(const Walk& walk, int64_t chunk, int64_t channel) {
+  if (walk.channels_outside) return channel * walk.chunks + chunk;
+  return (chunk / walk.pieces * walk.channels + channel) * walk.pieces + chunk % walk.pieces;
+}
+
+// body(channel, chunk) for each chunk of each channel, in that order, over torch's threads.
 template <class Body>
 void for_each_chunk(const Walk& walk, const Body& body) {
-  const int64_t inner = walk.channels_outside ? walk.chunks : walk.channels;
   torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
-    for (int64_t task = first; task < last; ++task) {
-      walk.channels_outside ? body(task / inner, task % inner) : body(task % inner, task / inner);
+    for (int64_t place = first; place < last; ++place) {
+      const int64_t run = place / walk.pieces;
+      walk.channels_outside ? body(place / walk.chunks, place % walk.chunks)
+                            : body(run % walk.channels, run / walk.channels * walk.pieces + place % walk.pieces);
     }
   });
 }
 
-// Partial sums, [chunks, rows, channels]; `add(into, from)` joins two chunks. Chunk 0 ends with the total: a tree, so
-// that the error grows with the logarithm of the number of chunks.
-template <class Add>
-void add_chunks(std::vector<double>& partial, int64_t chunks, int64_t chunk_size, const Add& add) {
-  for (int64_t step = 1; step < chunks; step *= 2) {
-    for (int64_t i = 0; i + step < chunks; i += 2 * step) {
-      add(partial.data() + i * chunk_size, partial.data() + (i + step) * chunk_size);
+// Partial sums, `numbers` a chunk and channel, `step()` apart. Rows of channels: side by side, as they are gathered;
+// else in the order in which chunks are, so that a thread writes neighbours.
+class Partials {
+ public:
+  Partials(const Walk& walk, int64_t numbers)
+      : walk_(walk), numbers_(numbers), sums_(std::max<int64_t>(1, walk.chunks) * numbers * walk.channels) {}
+
+  int64_t step() const { return walk_.rows ? walk_.channels : 1; }
+  double* at(int64_t chunk, int64_t channel) {
+    const int64_t first =
+        walk_.rows ? chunk * numbers_ * walk_.channels + channel : place_in_order(walk_, chunk, channel) * numbers_;
+    return sums_.data() + first;
+  }
+
+  // add(into, from) joins two chunks of a channel; chunk 0 ends with the total. A tree, so that the error grows with
+  // the logarithm of the number of chunks.
+  template <class Add>
+  void join(const Add& add) {
+    for (int64_t apart = 1; apart < walk_.chunks; apart *= 2) {
+      for (int64_t i = 0; i + apart < walk_.chunks; i += 2 * apart) {
+        for (int64_t c = 0; c < walk_.channels; ++c) add(at(i, c), at(i + apart, c));
+      }
     }
   }
-}
+
+ private:
+  Walk walk_;
+  int64_t numbers_;
+  std::vector<double> sums_;
+};
 
 }  // namespace pq

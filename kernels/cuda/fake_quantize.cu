@@ -1,5 +1,5 @@
-// fake_quantize on CUDA: out of place, in place, into `out`, with an addition and a ReLU before it in the same pass, and
-// its straight-through gradient.
+// fake_quantize on CUDA: out of place, in place, into `out`, with an addition and a ReLU before it in the same pass,
+// and its straight-through gradient.
 #include <torch/csrc/stable/library.h>
 
 #include <optional>
@@ -15,7 +15,7 @@ template <Rounding R>
 struct FakeQuantize {
   static constexpr bool reads_second = false;
   __device__ float operator()(float x, float, Grid grid, Random random) const {
-    return fake_quantize(x, grid, R, random);
+    return fake_quantize(x, grid, R, drawn(R, random));
   }
 };
 
@@ -27,7 +27,7 @@ struct FusedFakeQuantize {
   bool relu;
   __device__ float operator()(float x, float other, Grid grid, Random random) const {
     const float sum = adds ? static_cast<float>(static_cast<T>(x + other)) : x;
-    return fake_quantize(relu ? rectify(sum) : sum, grid, rounding, random);
+    return fake_quantize(relu ? rectify(sum) : sum, grid, rounding, drawn(rounding, random));
   }
 };
 
@@ -35,7 +35,7 @@ template <Rounding R>
 struct StraightThrough {
   static constexpr bool reads_second = true;
   __device__ float operator()(float x, float g, Grid grid, Random random) const {
-    return straight_through(g, x, grid, R, random);
+    return straight_through(g, x, grid, R, drawn(R, random));
   }
 };
 
@@ -63,24 +63,22 @@ namespace {
 Tensor fake_quantize_op(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
                         int64_t axis, int64_t rounding, int64_t seed, int64_t offset) {
   Tensor y = torch::stable::empty_like(x);
-  fake_quantize_into(x, nullptr, false,
-                     grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), y);
+  fake_quantize_into(x, nullptr, false, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), y);
   return y;
 }
 
 void fake_quantize_inplace(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
                            int64_t axis, int64_t rounding, int64_t seed, int64_t offset) {
   check_output(x, x);
-  fake_quantize_into(x, nullptr, false,
-                     grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), x);
+  fake_quantize_into(x, nullptr, false, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), x);
 }
 
 void fake_quantize_out(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
                        int64_t axis, int64_t rounding, int64_t seed, int64_t offset, const Tensor& out) {
   check_like(x, out, "out");
   check_output(x, out);
-  fake_quantize_into(x, nullptr, false,
-                     grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
+  fake_quantize_into(x, nullptr, false, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset),
+                     out);
 }
 
 Tensor fused_fake_quantize(const Tensor& x, std::optional<Tensor> other, bool relu, const Tensor& scale,

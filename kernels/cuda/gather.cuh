@@ -15,9 +15,9 @@
 
 namespace pq {
 
-constexpr int kAhead = 4;               // accesses a thread has under way
-constexpr int64_t kBlocks = 16 * 132;   // chunks of a large tensor: a whole number of turns on the largest GPUs
-constexpr int64_t kLeastChunk = 4096;   // elements
+constexpr int kAhead = 4;              // accesses a thread has under way
+constexpr int64_t kBlocks = 16 * 132;  // chunks of a large tensor: a whole number of turns on the largest GPUs
+constexpr int64_t kLeastChunk = 4096;  // elements
 constexpr int kTileChannels = 32, kTileRows = kThreads / kTileChannels;
 
 // One of three ways through a tensor: `rows`, channels innermost and dense; `runs`, a channel's elements lie in runs of
@@ -90,8 +90,8 @@ __global__ void __launch_bounds__(kThreads) gather_runs(Op op, Tracks<T> tensors
   int64_t inner;
   const Position at = locate(g.layout, chunk / g.pieces * g.run, inner);
   const T* x = tensors.x + at.offset[kInput] + channel * g.channel_stride[kInput];
-  const T* second = Op::reads_second ? tensors.second + at.offset[kGradient] + channel * g.channel_stride[kGradient]
-                                     : nullptr;
+  const T* second =
+      Op::reads_second ? tensors.second + at.offset[kGradient] + channel * g.channel_stride[kGradient] : nullptr;
   T* y = Op::writes ? tensors.y + at.offset[kOutput] + channel * g.channel_stride[kOutput] : nullptr;
   const auto local = op.of(channel);
   typename Op::State state;
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(kThreads) gather_strided(Op op, Tracks<T> tens
 
 // Channels innermost: a block takes kTileChannels neighbours through a chunk of rows, kTileRows rows at a time.
 template <class Op, class T>
-__global__ void __launch_bounds__(kThreads) gather_rows(Op op, Tracks<T> tensors, Gather g, int64_t tiles,
-                                                        double* partial) {
+__global__ void __launch_bounds__(kThreads)
+    gather_rows(Op op, Tracks<T> tensors, Gather g, int64_t tiles, double* partial) {
   __shared__ typename Op::Sums shared[kThreads];
   const int64_t chunk = blockIdx.x / tiles;
   const int64_t channel = blockIdx.x % tiles * kTileChannels + threadIdx.x % kTileChannels;
@@ -210,7 +210,8 @@ void run_gather(const Op& op, const Finish& finish, const Gather& g, const Tenso
                           second ? static_cast<const T*>(second->const_data_ptr()) : nullptr,
                           output ? static_cast<T*>(output->mutable_data_ptr()) : nullptr};
   const cudaStream_t stream = current_stream(x);
-  const bool wide = runs_aligned(g, N) && aligned(tensors.x, 16) && aligned(tensors.second, 16) && aligned(tensors.y, 16);
+  const bool wide =
+      runs_aligned(g, N) && aligned(tensors.x, 16) && aligned(tensors.second, 16) && aligned(tensors.y, 16);
   const int64_t tiles = divided(g.channels, kTileChannels);
   const unsigned blocks = checked_blocks(g.chunks * (g.rows ? tiles : g.channels));
   if (blocks && g.rows) {
@@ -224,8 +225,8 @@ void run_gather(const Op& op, const Finish& finish, const Gather& g, const Tenso
   }
   if (blocks) STD_CUDA_KERNEL_LAUNCH_CHECK();
   if (!g.channels) return;
-  join_chunks<typename Op::Sums><<<checked_blocks(g.channels), kThreads, 0, stream>>>(partial, Op::rows, g.channels,
-                                                                                      g.chunks, finish);
+  join_chunks<typename Op::Sums>
+      <<<checked_blocks(g.channels), kThreads, 0, stream>>>(partial, Op::rows, g.channels, g.chunks, finish);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -12,12 +12,12 @@ namespace pq {
 namespace {
 
 constexpr int64_t kPerBlock = 64 * kThreads;  // elements of one channel, a block at the least
-constexpr int64_t kSharedBins = 8192;          // of more, counts go to memory one by one
+constexpr int64_t kSharedBins = 8192;         // of more, counts go to memory one by one
 
 using Count = unsigned long long;
 
-// A thread's way of counting: zeros, of which a ReLU leaves many, by itself, all else where the block counts. Counter is
-// unsigned where that is shared memory, Count in memory.
+// A thread's way of counting: zeros, of which a ReLU leaves many, by itself, all else where the block counts. Counter
+// is unsigned where that is shared memory, Count in memory.
 template <class Counter>
 struct Counting {
   Bins bins;
@@ -176,7 +176,7 @@ std::tuple<Tensor, Tensor> growing_histogram(const Tensor& x, const Tensor& larg
 
 }  // namespace pq
 
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) { 
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) {
   m.impl("histogram", TORCH_BOX(&pq::histogram));
   m.impl("growing_histogram", TORCH_BOX(&pq::growing_histogram));
 }

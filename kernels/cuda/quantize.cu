@@ -11,7 +11,7 @@ struct Code {
   static constexpr bool reads_second = false;
   Rounding rounding;
   __device__ int32_t operator()(float x, float, Grid grid, Random random) const {
-    return static_cast<int32_t>(code(x, grid, rounding, random));
+    return static_cast<int32_t>(code(x, grid, rounding, drawn(rounding, random)));
   }
 };
 

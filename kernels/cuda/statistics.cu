@@ -1,9 +1,8 @@
 // tensor_statistics on CUDA, in two reads; between them the mean stays on the device.
-#include "../statistics.h"
-
 #include <torch/csrc/stable/library.h>
 
 #include "../ops.h"
+#include "../statistics.h"
 #include "gather.cuh"
 
 namespace pq {
@@ -128,6 +127,4 @@ Tensor statistics_of(const Tensor& x, int64_t axis) {
 
 }  // namespace pq
 
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) {
-  m.impl("tensor_statistics", TORCH_BOX(&pq::statistics_of));
-}
+STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) { m.impl("tensor_statistics", TORCH_BOX(&pq::statistics_of)); }
