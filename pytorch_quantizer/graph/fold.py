@@ -24,6 +24,7 @@ from pytorch_quantizer.graph.share import copy_sharing
 from pytorch_quantizer.quantization.bias_correction import Affine, Moments
 
 Calls = Counter[nn.Module]
+BLOCK = 2**16  # elements computed at a time
 
 
 def fold(captured: Captured) -> tuple[fx.GraphModule, dict[str, str]]:
@@ -69,7 +70,16 @@ def fold_after(layer: Layer, norm: Affine) -> None:
     """Make ``layer`` compute norm(layer(x)): w ← gain·w and b ← gain·b + shift over output channels, in place."""
     gain = _over_output_channels(layer, norm.gain)
     bias = norm.shift if layer.bias is None else norm.gain * layer.bias.detach().double() + norm.shift
-    _assign(layer, layer.weight.detach().to(torch.float64, copy=True).mul_(gain), bias)
+    _assign(layer, _product(layer.weight.detach(), gain), bias)
+
+
+def _product(weight: Tensor, gain: Tensor) -> Tensor:
+    """gain·weight, computed in float64 and rounded once; a few channels at a time, for which caches have room."""
+    product = torch.empty_like(weight)
+    rows = max(1, BLOCK // max(1, weight[0].numel()))
+    for into, part, factor in zip(product.split(rows), weight.split(rows), gain.split(rows), strict=True):
+        into.copy_(part.double().mul_(factor))
+    return product
 
 
 def fold_before(layer: Layer, norm: Affine) -> None:
