@@ -50,7 +50,7 @@ def cpu_rules() -> Iterator[Rule]:
     yield at(on("cpu", "codebook 16 words"), "time", "copy", 2)
     yield at(on("cpu", "codebook 16 words"), "speed", "expression", 10)  # bucketize + gather
     for op in ("pack int4", "unpack int4"):
-        yield at(on("cpu", op), "bandwidth", "copy", 0.6)
+        yield at(on("cpu", op, "uint8"), "bandwidth", "copy", 0.6)  # of codes
 
 
 def call_rules() -> Iterator[Rule]:

@@ -115,6 +115,12 @@ class TestKernelRules:
         keys = cases[0].description().keys()
         assert all(rule.where.keys() <= keys for rule in rules())
 
+    def test_each_is_of_a_type_that_its_case_has(self, cases):
+        """Those of a float32 activation here: codes are uint8 then, and a rule of float32 codes would never apply."""
+        known = {(case.op, case.description()["dtype"]) for case in cases}
+        for rule in rules():
+            assert rule.where["dtype"] in ("float16", "bfloat16") or (rule.where["op"], rule.where["dtype"]) in known
+
 
 class TestCases:
     def test_rows(self, cases, quick):
