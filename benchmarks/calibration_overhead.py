@@ -2,10 +2,10 @@
 
 python benchmarks/calibration_overhead.py [--images 32] [--repeats 3] [--json FILE]
 
-The forward passes are those of calibration, of the folded float network over all images, and the three of two images by
-which capture marks a graph and checks it; they are timed by themselves within the same run. The rest is all that
-quantize() does beside them: tracing, folding, placement, statistics, ranges, weights and biases put on their grids. The
-share is of calibration's forward pass.
+Within each run of quantize() a clock counts the network's passes: calibration's, without what observers take in it, and
+the three of two images by which capture marks a graph and checks it. The rest is all that quantize() does beside them:
+tracing, folding, placement, statistics, ranges, weights and biases put on their grids. The share is of calibration's
+pass.
 Weights are random: nothing here depends on their values. W8A4 with analytic ranges must stay within 10 %; methods that
 search stand apart; what k-means takes, bench_kmeans.py tells.
 """
@@ -16,15 +16,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+from typing import Any
+from unittest.mock import patch
 
 import torch
+from torch import Tensor, fx, nn
 from torchvision.models import resnet50
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.atomic import require_writable, write_atomically
+from pytorch_quantizer.calibration import calibrate
 from pytorch_quantizer.environment import provenance
 
-CAPTURE_PASSES = 3  # the model's, its graph's, and the one that marks the graph's tensors
 MOST = 0.10  # of the forward pass, for analytic ranges
 RECIPES = {
     "W8A4 laplace": (pq.Recipe(activations="int4", clip="laplace"), MOST),
@@ -47,21 +50,17 @@ def main() -> None:
     torch.set_num_threads(2)
     model = resnet50(weights=None).eval()
     images = torch.randn(options.images, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    folded, _ = pq.fold(pq.capture(model))
     rows = []
     for name, (recipe, limit) in RECIPES.items():
-        forward, checks, whole = alternately(
-            options.repeats,
-            lambda: run(folded, images),
-            lambda: [run(model, images[:2]) for _ in range(CAPTURE_PASSES)],
-            lambda recipe=recipe: pq.quantize(model, recipe, images, progress=False),
+        clocks = [timed(model, recipe, images) for _ in range(options.repeats + 1)][1:]  # the first warms up
+        forward, checks, beside = (
+            median(getattr(clock, part) for clock in clocks) for part in ("calibration", "capture", "beside")
         )
-        beside = whole - forward - checks
-        share = beside / forward
+        share = median(clock.beside / clock.calibration for clock in clocks)
         verdict = "" if limit is None else f"   must be <= {limit:.0%}: {'ok' if share <= limit else 'MISS'}"
         print(
             f"{name:<28} forward {forward:6.2f} s   capture's passes {checks:5.2f} s   beside them {beside:6.2f} s "
-            f"= {share:5.0%} of the forward{verdict}",
+            f"= {share:5.1%} of the forward{verdict}",
             flush=True,
         )
         times = {"forward_s": forward, "capture_passes_s": checks, "beside_s": beside}
@@ -71,21 +70,55 @@ def main() -> None:
         write_atomically(options.json, f"{text}\n".encode())
 
 
-@torch.no_grad()
-def run(graph: torch.nn.Module, images: torch.Tensor) -> None:
-    """One forward pass."""
-    graph(images)
+class Clock:
+    """The seconds of one run: its passes through the network by kind, observers apart, and all that is beside them."""
 
+    def __init__(self) -> None:
+        self.calibration = self.capture = self.beside = 0.0
+        self.inside = False  # a pass: what it calls is part of it
 
-def alternately(repeats: int, *works: Callable[[], object]) -> list[float]:
-    """The median seconds of each, taken in turns after one round of warm-up, so that all see the same machine."""
-    times: list[list[float]] = [[] for _ in works]
-    for _ in range(repeats + 1):
-        for index, work in enumerate(works):
+    def counting(self, call: Callable[..., Any], network: Callable[[Any], bool], kind: str) -> Callable[..., Any]:
+        """A method that counts as a pass of a kind where its object is a network and no other pass runs."""
+
+        def counted(target: Any, *args: Any, **kwargs: Any) -> Any:
+            if self.inside or not network(target):
+                return call(target, *args, **kwargs)
+            self.inside, start = True, time.perf_counter()
+            try:
+                return call(target, *args, **kwargs)
+            finally:
+                self.inside = False
+                setattr(self, kind, getattr(self, kind) + time.perf_counter() - start)
+
+        return counted
+
+    def leaving(self, call: Callable[..., Any]) -> Callable[..., Any]:
+        """A method whose time is taken out of calibration's pass, in which it is called."""
+
+        def left(*args: Any) -> Any:
             start = time.perf_counter()
-            work()
-            times[index].append(time.perf_counter() - start)
-    return [median(taken[1:]) for taken in times]
+            result = call(*args)
+            self.calibration -= time.perf_counter() - start
+            return result
+
+        return left
+
+
+def timed(model: nn.Module, recipe: pq.Recipe, images: Tensor) -> Clock:
+    """Quantize once, the clock running."""
+    clock = Clock()
+    recorder = calibrate._Recorder
+    networks = (lambda module: module is model or isinstance(module, fx.GraphModule), lambda runner: True)
+    with (
+        patch.object(nn.Module, "__call__", clock.counting(nn.Module.__call__, networks[0], "capture")),
+        patch.object(calibrate._Runner, "run", clock.counting(calibrate._Runner.run, networks[1], "calibration")),
+        patch.object(fx.Interpreter, "run", clock.counting(fx.Interpreter.run, networks[1], "capture")),
+        patch.object(recorder, "__call__", clock.leaving(recorder.__call__)),
+    ):
+        start = time.perf_counter()
+        pq.quantize(model, recipe, images, progress=False)
+        clock.beside = time.perf_counter() - start - clock.calibration - clock.capture
+    return clock
 
 
 if __name__ == "__main__":
