@@ -158,8 +158,13 @@ class TestCommitted:
 
     def test_its_figures_are_there_and_small(self):
         shown = set(re.findall(r"\]\(figures/(\w+\.png)\)", NOTEBOOK.read_text()))
-        assert shown == {path.name for path in (ROOT / "figures").glob("*.png")}
+        assert shown <= {path.name for path in (ROOT / "figures").glob("*.png")}
         assert all((ROOT / "figures" / name).stat().st_size < FIGURE_BYTES for name in shown)
+
+    def test_no_figure_lies_unused(self):
+        text = NOTEBOOK.read_text() + (ROOT / "README.md").read_text()
+        shown = set(re.findall(r"\]\(figures/(\w+\.png)\)", text))
+        assert shown == {path.name for path in (ROOT / "figures").glob("*.png")}
 
     def test_defines_no_maths(self, cells):
         assert cells
