@@ -28,6 +28,7 @@ from pytorch_quantizer.graph.operations import layer_nodes
 from pytorch_quantizer.graph.place import place
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.rescale import ensure_biases
+from pytorch_quantizer.graph.share import own_tensors
 from pytorch_quantizer.quantization.recipe import Recipe
 
 EXAMPLES = 2  # images of the first batch that mark the graph's tensors and check it against the model
@@ -54,8 +55,8 @@ def quantize(
     _check_model(model)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     example, batches = _peek(model, calibration)
-    captured = capture(model, example, strict=strict)
-    graph, kept = fold(captured)
+    captured = capture(model, example, strict=strict, share_parameters=True)
+    graph, kept = fold(captured, inplace=True)
     notes = []
     if recipe.equalize:
         graph, pairs = equalize(graph)
@@ -70,7 +71,9 @@ def quantize(
     corrections = list_corrections(recipe)
     if corrections:
         ensure_biases(layer for _, layer in layer_nodes(graph))
-    quantized = insert(graph, fit(graph, sites, measured.statistics, measured.moments()), recipe)
+    fitted = fit(graph, sites, measured.statistics, measured.moments())
+    quantized = insert(graph, fitted, recipe, inplace=not corrections)  # which compare with the float graph
+    own_tensors(quantized, model)
     for correction in corrections:
         done = correction.carry_out(quantized, graph, measured.images, progress=progress)
         notes.append(_note(correction.name, "tensors corrected", [entry.tensor for entry in done if entry.kept]))

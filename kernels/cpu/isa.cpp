@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <string>
 
 namespace pq {
@@ -14,7 +15,10 @@ namespace {
 Isa best_isa() {
 #if defined(PQ_X86)
   __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("f16c")) return Isa::baseline;
+  for (const int has :
+       {__builtin_cpu_supports("avx2"), __builtin_cpu_supports("f16c"), __builtin_cpu_supports("fma")}) {
+    if (!has) return Isa::baseline;
+  }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
     return Isa::avx512;

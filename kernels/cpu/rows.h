@@ -22,13 +22,13 @@ struct Row {
 };
 
 template <class Body>
-void walk_rows(const Layout& layout, int64_t begin, int64_t end, const Body& body) {
+void walk_rows(const Layout& layout, int64_t begin, int64_t end, const Body& body, int64_t longest = kRow) {
   const int last = layout.dims - 1;
   while (begin < end) {
     Row row;
     row.position = locate(layout, begin, row.inner);
     const int64_t size = layout.dims ? layout.size[last] : 1;
-    row.n = std::min({size - row.inner, end - begin, kRow});
+    row.n = std::min({size - row.inner, end - begin, longest});
     body(row);
     begin += row.n;
   }

@@ -22,7 +22,7 @@ void store_row(const float* from, char* bytes, int64_t stride, int64_t n) {
   }
 }
 
-#if defined(PQ_F16C)
+#if defined(PQ_WIDE_ISA)
 
 template <>
 inline void load_row<HalfBits>(const char* bytes, int64_t stride, float* to, int64_t n) {

@@ -9,6 +9,10 @@
 #include "lanes.h"
 #include "walk.h"
 
+#if defined(PQ_X86)
+#include <immintrin.h>
+#endif
+
 #define PQ_LOOPS "statistics.loops.h"
 #include "each_isa.h"
 

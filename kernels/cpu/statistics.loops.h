@@ -6,6 +6,23 @@ constexpr int kWide = kRegister < kStep ? kRegister : kStep;
 using WideLanes = float __attribute__((vector_size(kWide * sizeof(float))));
 using WideIntLanes = int32_t __attribute__((vector_size(kWide * sizeof(int32_t))));
 
+// The square of a float32 number is exact in float64: added in the same instruction it gives the same bits.
+inline DoubleLanes positive_part(DoubleLanes v) {
+#if defined(PQ_WIDE_ISA)
+  return (DoubleLanes)_mm256_max_pd((__m256d)v, _mm256_setzero_pd());  // of NaN 0
+#else
+  return v > 0.0 ? v : DoubleLanes{};
+#endif
+}
+
+inline DoubleLanes add_exact_square(DoubleLanes sum, DoubleLanes v) {
+#if defined(PQ_WIDE_ISA)
+  return (DoubleLanes)_mm256_fmadd_pd((__m256d)v, (__m256d)v, (__m256d)sum);
+#else
+  return sum + v * v;
+#endif
+}
+
 // Four channels, or four neighbours of one. Two such sets are filled in turns: no addition waits for the one before it.
 struct FirstSums {
   DoubleLanes sum{}, positive_sum{}, positive_square{};
@@ -14,10 +31,10 @@ struct FirstSums {
     FloatLanes v;
     __builtin_memcpy(&v, x, sizeof v);
     const DoubleLanes wide = PQ_WIDENED(v);
-    const DoubleLanes kept = wide > 0.0 ? wide : DoubleLanes{};
+    const DoubleLanes kept = positive_part(wide);
     sum += wide;
     positive_sum += kept;
-    positive_square += kept * kept;
+    positive_square = add_exact_square(positive_square, kept);
   }
 };
 

@@ -8,7 +8,7 @@
 
 namespace pq {
 
-constexpr int64_t kChunk = kRow;       // elements of one channel, at most
+constexpr int64_t kChunk = 4 * kRow;   // elements of one channel, at most
 constexpr int64_t kShortRun = 512;     // shorter runs are gathered, many to a chunk
 constexpr int64_t kChunkOfRows = 256;  // rows of channels, where channels are innermost
 
@@ -66,15 +66,18 @@ inline const float* gather(const Walk& walk, int64_t channel, int64_t begin, int
   const int64_t base = channel * walk.channel_stride[kInput];
   const float* direct = nullptr;
   int64_t done = 0;
-  walk_rows(walk.layout, begin, end, [&](const Row& row) {
-    const float* from = walk.source.load(base + row.position.offset[kInput], row.n, buffer + done);
-    if (row.n == end - begin) {
-      direct = from;
-    } else if (from != buffer + done) {
-      std::memcpy(buffer + done, from, row.n * sizeof(float));
-    }
-    done += row.n;
-  });
+  walk_rows(
+      walk.layout, begin, end,
+      [&](const Row& row) {
+        const float* from = walk.source.load(base + row.position.offset[kInput], row.n, buffer + done);
+        if (row.n == end - begin) {
+          direct = from;
+        } else if (from != buffer + done) {
+          std::memcpy(buffer + done, from, row.n * sizeof(float));
+        }
+        done += row.n;
+      },
+      kChunk);
   return direct ? direct : buffer;
 }
 

@@ -16,6 +16,7 @@ from pytorch_quantizer.graph.operations import (
     is_concatenation,
     layer_nodes,
     layer_of,
+    module_of,
     operation,
 )
 from pytorch_quantizer.graph.operations import tensor_inputs as tensors_read
@@ -42,7 +43,7 @@ class Branches(NamedTuple):
 
 def quantizer_of(model: fx.GraphModule, node: fx.Node) -> Quantizer | None:
     """The quantizer that a node of a simulated model calls, else None."""
-    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = module_of(model, node)
     return module if isinstance(module, Quantizer) else None
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.attention import DecomposedAttention
 from pytorch_quantizer.graph.normalize import normalize
 from pytorch_quantizer.graph.operations import called_name
+from pytorch_quantizer.graph.share import copy_sharing_parameters
 
 FAITHFUL = 1e-3  # largest difference from the model's own output, as a share of its largest value
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -33,17 +35,20 @@ class Captured:
     opaque: dict[str, str] = field(default_factory=dict)
 
 
-def capture(model: nn.Module, example: Tensor | None = None, *, strict: bool = False) -> Captured:
+def capture(
+    model: nn.Module, example: Tensor | None = None, *, strict: bool = False, share_parameters: bool = False
+) -> Captured:
     """Trace a copy of ``model`` in eval mode; the model itself is not touched.
 
     example: a batch [N, …] to mark the tensors with and to check the graph against the model. Without one every node
     counts as a tensor. strict: a module that can't be entered is an InputError instead of an opaque operation.
+    share_parameters: leave the model's own in the graph, for one who replaces them before anybody may write into them.
     Raises InputError for NaN or infinite weights (naming the layer), a model that can't be traced at all, and a graph
     that doesn't compute what the model computes.
     """
     _check_kind(model)
     check_finite(model)
-    traced = _copied(model).eval()
+    traced = _copied(model, share_parameters).eval()
     opaque, originals = _write_out_attention(traced)
     graph = _trace(traced, opaque, originals)
     if strict and opaque:
@@ -66,9 +71,9 @@ def _check_kind(model: nn.Module) -> None:
         raise InputError("a ScriptModule has no Python to trace; give the eager model it was made from")
 
 
-def _copied(model: nn.Module) -> nn.Module:
+def _copied(model: nn.Module, share_parameters: bool) -> nn.Module:
     try:
-        return copy.deepcopy(model)
+        return copy_sharing_parameters(model) if share_parameters else copy.deepcopy(model)
     except RuntimeError as error:  # weights that are computed by hooks
         first = str(error).splitlines()[0]
         raise InputError(
@@ -100,7 +105,7 @@ def check_finite(model: nn.Module) -> None:
 
 def _is_finite(tensor: Tensor) -> bool:
     """Whether all of it is, told from its ends, which NaN becomes: one read."""
-    return not tensor.numel() or bool(torch.stack(torch.aminmax(tensor.detach())).isfinite().all())
+    return not tensor.numel() or all(math.isfinite(end.item()) for end in torch.aminmax(tensor.detach()))
 
 
 class _Tracer(fx.Tracer):

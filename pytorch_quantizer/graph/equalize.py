@@ -24,6 +24,7 @@ from pytorch_quantizer.graph.operations import (
     label,
     layer_nodes,
     layer_of,
+    module_of,
     operation,
     relu_ceiling,
     tensor_inputs,
@@ -247,7 +248,7 @@ def _follow(graph: fx.GraphModule, seam: _Seam, divisor: Tensor) -> None:
 
 def _ceiling(graph: fx.GraphModule, node: fx.Node) -> Tensor | float:
     """Where a saturating ReLU does: in all channels, or [C], in each, after an equalization before this one."""
-    relu = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    relu = module_of(graph, node)
     return relu.ceiling.double() if isinstance(relu, ChannelClippedReLU) else relu_ceiling(graph, node) or 0.0
 
 

@@ -21,6 +21,7 @@ from pytorch_quantizer.graph.operations import (
     is_concatenation,
     is_relu,
     keeps_values,
+    module_of,
     operation,
     relu_ceiling,
     tensor_inputs,
@@ -114,7 +115,7 @@ def _relu(graph: fx.GraphModule, node: fx.Node, known: Known) -> Moments | None:
         return known[source]
     if bool(known[source].deviation.isnan().any()):
         return None
-    module = graph.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = module_of(graph, node)
     ceiling = module.ceiling if isinstance(module, ChannelClippedReLU) else relu_ceiling(graph, node)
     return clipped_normal_moments(known[source], ceiling)
 

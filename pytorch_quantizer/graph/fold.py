@@ -13,33 +13,34 @@ from pytorch_quantizer.graph.capture import Captured
 from pytorch_quantizer.graph.operations import (
     BATCH_NORMS,
     CONVOLUTIONS,
-    LAYERS,
     TRANSPOSED,
     BatchNorm,
     Convolution,
     Layer,
     label,
+    layer_of,
+    module_of,
 )
 from pytorch_quantizer.graph.share import copy_sharing
 from pytorch_quantizer.quantization.bias_correction import Affine, Moments
 
 Calls = Counter[nn.Module]
-BLOCK = 2**16  # elements computed at a time
+BLOCK = 2**18  # elements computed at a time: 2 MiB in float64
 
 
-def fold(captured: Captured) -> tuple[fx.GraphModule, dict[str, str]]:
+def fold(captured: Captured, *, inplace: bool = False) -> tuple[fx.GraphModule, dict[str, str]]:
     """A copy of the graph with its batch norms folded, and for each that stays, its label → the reason.
 
     After a layer: w ← γ/√(σ²+ε)·w over output channels, always exact. Before one: over input channels, exact unless the
     layer pads with zeros (a padded zero would have to become the norm's shift). A layer's node remembers the moments of
     the norm folded into it, as ``meta["normal"]``: corrections that need no images start from them. What no norm is
-    folded into keeps the very tensors of ``captured.graph``.
+    folded into keeps the very tensors of ``captured.graph``. inplace: change that graph itself; no tensor is written to.
     """
-    graph = copy_sharing(captured.graph)
+    graph = captured.graph if inplace else copy_sharing(captured.graph)
     kept: dict[str, str] = {}
     calls = _count_calls(graph)
     for node in list(graph.graph.nodes):
-        norm = graph.get_submodule(node.target) if node.op == "call_module" else None
+        norm = module_of(graph, node)
         if isinstance(norm, BATCH_NORMS):
             obstacle = _fold_one(graph, node, norm, calls)
             if obstacle:
@@ -76,9 +77,10 @@ def fold_after(layer: Layer, norm: Affine) -> None:
 def _product(weight: Tensor, gain: Tensor) -> Tensor:
     """gain·weight, computed in float64 and rounded once; a few channels at a time, for which caches have room."""
     product = torch.empty_like(weight)
-    rows = max(1, BLOCK // max(1, weight[0].numel()))
+    rows = min(len(weight), max(1, BLOCK // max(1, weight[0].numel())))
+    room = torch.empty_like(weight[:rows], dtype=torch.float64)
     for into, part, factor in zip(product.split(rows), weight.split(rows), gain.split(rows), strict=True):
-        into.copy_(part.double().mul_(factor))
+        into.copy_(room[: len(part)].copy_(part).mul_(factor))
     return product
 
 
@@ -123,15 +125,14 @@ def _layer_after(graph: fx.GraphModule, norm_node: fx.Node, calls: Calls) -> Lay
 
 def _count_calls(graph: fx.GraphModule) -> Calls:
     """How often the graph calls each module, under whatever name."""
-    return Counter(graph.get_submodule(str(node.target)) for node in graph.graph.nodes if node.op == "call_module")
+    modules = (module_of(graph, node) for node in graph.graph.nodes)
+    return Counter(module for module in modules if module is not None)
 
 
 def _owned_layer(graph: fx.GraphModule, node: fx.Node | None, calls: Calls) -> Layer | None:
     """The layer that a node calls, if that call is the layer's only one."""
-    if node is None or node.op != "call_module":
-        return None
-    module = graph.get_submodule(str(node.target))
-    return module if isinstance(module, LAYERS) and calls[module] == 1 else None
+    layer = None if node is None else layer_of(graph, node)
+    return layer if layer is not None and calls[layer] == 1 else None
 
 
 def _is_matrix(node: fx.Node) -> bool:

@@ -15,6 +15,7 @@ from pytorch_quantizer.graph.operations import (
     computes_afresh,
     is_relu,
     is_tensor,
+    module_of,
     operation,
     relu_ceiling,
     tensor_inputs,
@@ -40,7 +41,7 @@ def fused(model: GraphModule) -> Graph:
 
 
 def _quantizer_of(model: GraphModule, node: Node) -> Quantizer | None:
-    module = model.get_submodule(str(node.target)) if node.op == "call_module" else None
+    module = module_of(model, node)
     return module if isinstance(module, Quantizer) else None
 
 

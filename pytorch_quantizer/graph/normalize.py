@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pytorch_quantizer.graph.names import free_name
-from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, called_name
+from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, called_name, module_of
 
 FUNCTIONAL_LAYERS: dict[Any, type] = {
     F.linear: nn.Linear,
@@ -40,7 +40,7 @@ def normalize(graph: fx.GraphModule) -> fx.GraphModule:
 def _drop_identities(graph: fx.GraphModule) -> None:
     """Take out nn.Identity and dropout, which does nothing in eval mode."""
     for node in list(graph.graph.nodes):
-        if node.op == "call_module" and isinstance(graph.get_submodule(node.target), DROPOUTS):
+        if isinstance(module_of(graph, node), DROPOUTS):
             node.replace_all_uses_with(node.args[0])
             graph.graph.erase_node(node)
 
@@ -65,7 +65,8 @@ def _computed(graph: fx.GraphModule, node: fx.Node, values: dict[fx.Node, Any]) 
     kwargs: Any = fx.map_arg(node.kwargs, values.__getitem__)
     if node.op == "call_method":
         return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-    called: Any = graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+    module = module_of(graph, node)
+    called: Any = node.target if module is None else module
     return called(*args, **kwargs)
 
 
@@ -95,7 +96,6 @@ def _make_functional(graph: fx.GraphModule) -> None:
         elif (target := _out_of_place(node)) is not None:
             node.target = target
             _redirect_later_readers(graph, node)
-    graph.recompile()
 
 
 def _out_of_place(node: fx.Node) -> Any:

@@ -116,16 +116,25 @@ NAMED_KEEPING = {
 
 def operation(graph: GraphModule, node: Node) -> Any:
     """What a node calls, as the tables know it: a module's class, a function, or a method's name; else None."""
-    if node.op == "call_module":
-        return type(graph.get_submodule(str(node.target)))
+    module = module_of(graph, node)
+    if module is not None:
+        return type(module)
     return node.target if node.op in ("call_function", "call_method") else None
+
+
+def module_of(graph: GraphModule, node: Node) -> nn.Module | None:
+    """The module that a node calls, None where it calls none."""
+    if node.op != "call_module":
+        return None
+    module: nn.Module | None = graph
+    for name in str(node.target).split("."):  # asked so often that get_submodule, which checks each step, would be seen
+        module = module._modules[name] if module is not None else None
+    return module
 
 
 def layer_of(graph: GraphModule, node: Node) -> Layer | None:
     """The convolution or linear module that a node calls, else None."""
-    if node.op != "call_module":
-        return None
-    module = graph.get_submodule(str(node.target))
+    module = module_of(graph, node)
     return module if isinstance(module, LAYERS) else None
 
 
@@ -254,10 +263,10 @@ def _relu_bounds(graph: GraphModule, node: Node) -> tuple[float, float | None] |
     if called in RELUS:
         return 0.0, RELUS[called]
     if called is ChannelClippedReLU:
-        clipped: Any = graph.get_submodule(str(node.target))
+        clipped: Any = module_of(graph, node)
         return 0.0, float(clipped.ceiling.max())
     if called is nn.Hardtanh:
-        module: Any = graph.get_submodule(str(node.target))
+        module: Any = module_of(graph, node)
         bounds = [module.min_val, module.max_val]
     elif called in CLAMPS:
         names, defaults = CLAMPS[called]
@@ -273,14 +282,14 @@ def _relu_bounds(graph: GraphModule, node: Node) -> tuple[float, float | None] |
 
 def _interpolates_nearest(graph: GraphModule, node: Node) -> bool:
     if node.op == "call_module":
-        return getattr(graph.get_submodule(str(node.target)), "mode", "") in ("nearest", "nearest-exact")
+        return getattr(module_of(graph, node), "mode", "") in ("nearest", "nearest-exact")
     mode = node.args[3] if len(node.args) > 3 else node.kwargs.get("mode", "nearest")
     return mode in ("nearest", "nearest-exact")
 
 
 def _pads_zero(graph: GraphModule, node: Node) -> bool:
     if node.op == "call_module":
-        return getattr(graph.get_submodule(str(node.target)), "value", None) == 0
+        return getattr(module_of(graph, node), "value", None) == 0
     mode = node.args[2] if len(node.args) > 2 else node.kwargs.get("mode", "constant")
     value = node.args[3] if len(node.args) > 3 else node.kwargs.get("value")
     return bool(mode != "constant" or value in (None, 0))

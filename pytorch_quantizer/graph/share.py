@@ -5,24 +5,56 @@ A stage that replaces most weights anyway needn't copy them first; none writes i
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, fx, nn
+
+CONTAINERS = (dict, OrderedDict, list, set)
+ATOMS = (bool, int, float, str, type(None))
+COPYING = ("__deepcopy__", "__reduce__", "__reduce_ex__", "__getstate__", "__setstate__")  # what a class may redefine
 
 
 def copy_sharing(graph: fx.GraphModule) -> fx.GraphModule:
     """A deep copy of the graph and its modules, but with the very parameters and buffers of ``graph``."""
     memo: dict[int, Any] = {id(tensor): tensor for _, _, tensor in _tensors(graph)}
+    for module in graph.children():
+        _copy_module(module, memo)
     return copy.deepcopy(graph, memo)
 
 
+def copy_sharing_parameters(model: nn.Module) -> nn.Module:
+    """A deep copy of a network with its very parameters; buffers, which a forward may change, are copied."""
+    memo: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    return cast("nn.Module", _copy_module(model, memo))
+
+
+def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
+    """What copy.deepcopy(module, memo) gives, without its detour by way of the dozen empty dictionaries of each."""
+    kind: Any = type(module)
+    usual = isinstance(module, nn.Module) and all(
+        getattr(kind, name, None) is getattr(nn.Module, name, None) for name in COPYING
+    )
+    if id(module) in memo or not usual:
+        return copy.deepcopy(module, memo)
+    copied = memo[id(module)] = kind.__new__(kind)
+    for child in module._modules.values():
+        _copy_module(child, memo)
+    for name, value in vars(module).items():
+        if type(value) in CONTAINERS and not value:
+            vars(copied)[name] = type(value)()
+        else:
+            vars(copied)[name] = value if type(value) in ATOMS else copy.deepcopy(value, memo)
+    return copied
+
+
 def own_tensors(module: nn.Module, shared_with: nn.Module) -> None:
-    """Give ``module`` tensors of its own wherever it has those of ``shared_with``; tied ones stay tied."""
-    theirs = {id(tensor) for _, _, tensor in _tensors(shared_with)}
+    """Give ``module`` tensors of its own wherever its lie in the memory of ``shared_with``'s; tied ones stay tied."""
+    theirs = {_memory(tensor) for _, _, tensor in _tensors(shared_with)}
     memo: dict[int, Any] = {}
     for entries, name, tensor in list(_tensors(module)):
-        if id(tensor) in theirs:
+        if _memory(tensor) in theirs:
             entries[name] = copy.deepcopy(tensor, memo)
 
 
@@ -31,3 +63,7 @@ def _tensors(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Tensor]]:
     for owner in module.modules():
         for entries in (owner._parameters, owner._buffers):
             yield from ((entries, name, tensor) for name, tensor in entries.items() if tensor is not None)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()

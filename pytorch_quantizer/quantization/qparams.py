@@ -131,6 +131,8 @@ class GridSpec:
 
 
 def _check_range(lo: Tensor, hi: Tensor) -> None:
+    if bool(((hi - lo).isfinite() & (lo <= hi)).all()):
+        return
     if not bool(torch.all(torch.isfinite(lo) & torch.isfinite(hi))):
         raise InputError("a clipping range must be finite; the tensor holds NaN or infinite values")
     lo, hi = torch.broadcast_tensors(lo, hi)
@@ -146,10 +148,9 @@ def _check_all(good: Tensor, values: Tensor, rule: str) -> None:
         raise InputError(f"{rule}, got {values[~good].flatten()[0].item()}")
 
 
-def _round_scale(scale: Tensor, lo: Tensor, hi: Tensor) -> Tensor:
-    """Float32, inside [2^−126, largest]; 1 where the range is the point 0."""
-    scale = torch.where((lo == 0) & (hi == 0), torch.ones_like(scale), scale)
-    return scale.clamp(MIN_SCALE, MAX_SCALE).to(torch.float32)
+def _round_scale(width: Tensor, steps: int) -> Tensor:
+    """Width / steps as float32, inside [2^−126, largest]; 1 where the range is the point 0, its width 0."""
+    return torch.where(width == 0, 1.0, width / steps).clamp(MIN_SCALE, MAX_SCALE).to(torch.float32)
 
 
 def _symmetric(lo: Tensor, hi: Tensor, bits: int, signed: bool) -> tuple[Tensor, Tensor]:
@@ -158,16 +159,16 @@ def _symmetric(lo: Tensor, hi: Tensor, bits: int, signed: bool) -> tuple[Tensor,
     if signed and bits < 2:
         raise InputError("a symmetric signed grid needs bits of 2 or more, got 1 (1 bit is the binary type's)")
     steps = 2 ** (bits - 1) - 1 if signed else 2**bits - 1
-    scale = _round_scale(torch.maximum(lo.abs(), hi.abs()) / steps, lo, hi)
+    scale = _round_scale(torch.maximum(lo.abs(), hi.abs()), steps)
     return scale, torch.zeros_like(scale, dtype=torch.int32)
 
 
 def _affine(lo: Tensor, hi: Tensor, qmin: int, qmax: int, centre: int) -> tuple[Tensor, Tensor]:
     lo, hi = lo.clamp(max=0), hi.clamp(min=0)
-    scale = _round_scale((hi - lo) / (qmax - qmin), lo, hi)
+    width = hi - lo
+    scale = _round_scale(width, qmax - qmin)
     zero_point = torch.clamp(torch.round(qmin - lo / scale.double()), qmin, qmax)
     # On a centred range z sits on a tie and would flip with the last bit of lo.
-    centred = ((lo + hi).abs() <= SYMMETRIC_TOLERANCE * (hi - lo)) & (hi > lo)
-    zero_point = torch.where(centred, torch.full_like(zero_point, centre), zero_point)
-    zero_point = torch.where((lo == 0) & (hi == 0), torch.full_like(zero_point, max(qmin, 0)), zero_point)
+    zero_point = torch.where((lo + hi).abs() <= SYMMETRIC_TOLERANCE * width, float(centre), zero_point)
+    zero_point = torch.where(width == 0, float(max(qmin, 0)), zero_point)
     return scale, zero_point.to(torch.int32)

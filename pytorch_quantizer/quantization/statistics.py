@@ -60,9 +60,10 @@ class TensorStatistics:
         moments["min_mean"], moments["max_mean"] = (
             torch.where(seen, end if limits == UNLIMITED else end.clamp(*limits), 0.0) for end in (low, high)
         )
+        if not histogram:
+            return cls(**moments, histogram=None)
         largest = torch.where(seen, torch.maximum(low.abs(), high.abs()), 0.0)
-        counted = Histogram.from_tensor(x, axis=axis, largest=largest) if histogram else None
-        return cls(**moments, histogram=counted)
+        return cls(**moments, histogram=Histogram.from_tensor(x, axis=axis, largest=largest))
 
     @classmethod
     def merged(cls, records: Iterable[TensorStatistics]) -> TensorStatistics:
