@@ -33,10 +33,7 @@ def copy_sharing_parameters(model: nn.Module) -> nn.Module:
 def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
     """What copy.deepcopy(module, memo) gives, without its detour by way of the dozen empty dictionaries of each."""
     kind: Any = type(module)
-    usual = isinstance(module, nn.Module) and all(
-        getattr(kind, name, None) is getattr(nn.Module, name, None) for name in COPYING
-    )
-    if id(module) in memo or not usual:
+    if id(module) in memo or not _is_copied_by_its_attributes(kind):
         return copy.deepcopy(module, memo)
     copied = memo[id(module)] = kind.__new__(kind)
     for child in module._modules.values():
@@ -47,6 +44,14 @@ def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
         else:
             vars(copied)[name] = value if type(value) in ATOMS else copy.deepcopy(value, memo)
     return copied
+
+
+def _is_copied_by_its_attributes(kind: type) -> bool:
+    """Whether a class leaves copying as nn.Module has it; torch.nn's __setstate__ only fill in what old pickles lack."""
+    own = [name for name in COPYING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
+    return issubclass(kind, nn.Module) and all(
+        name == "__setstate__" and kind.__setstate__.__module__.startswith("torch.nn.modules.") for name in own
+    )
 
 
 def own_tensors(module: nn.Module, shared_with: nn.Module) -> None:
