@@ -47,7 +47,7 @@ def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
 
 
 def _is_copied_by_its_attributes(kind: type) -> bool:
-    """Whether a class leaves copying as nn.Module has it; torch.nn's __setstate__ only fill in what old pickles lack."""
+    """Whether a class copies as nn.Module does; __setstate__ of torch.nn's only fill in what old pickles lack."""
     own = [name for name in COPYING if getattr(kind, name, None) is not getattr(nn.Module, name, None)]
     return issubclass(kind, nn.Module) and all(
         name == "__setstate__" and kind.__setstate__.__module__.startswith("torch.nn.modules.") for name in own
