@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "../ops.h"
+#include "convert.h"
 #include "isa.h"
 #include "rows.h"
 
@@ -47,6 +48,40 @@ void forward_rows(const Tensor& x, const Tensor* other, const GridArguments& arg
   });
 }
 
+// Where both lie in sequence. Everything else of a half type goes through rows of float32.
+template <class T, bool relu>
+void forward_halves(const Tensor& x, const GridArguments& arguments, const Tensor& y, const Layout& layout) {
+  const auto with_one = PQ_PICK(fake_quantize_halves<T, relu, OneGrid>);
+  const auto with_each = PQ_PICK(fake_quantize_halves<T, relu, GridEach>);
+  const ChannelGrids grids(arguments, layout);
+  const char* from = static_cast<const char*>(x.const_data_ptr());
+  char* to = static_cast<char*>(y.mutable_data_ptr());
+  for_each_row(layout, [&](const Row& row) {
+    const char* x_row = from + row.position.offset[kInput] * sizeof(T);
+    char* y_row = to + row.position.offset[kOutput] * sizeof(T);
+    grids.vary_in_row() ? with_each(x_row, y_row, row.n, grids.each(row))
+                        : with_one(x_row, y_row, row.n, grids.one(row));
+  });
+}
+
+bool in_sequence(const Layout& layout) {
+  return !layout.dims || (layout.stride[kInput][layout.dims - 1] == 1 && layout.stride[kOutput][layout.dims - 1] == 1);
+}
+
+template <Before B, Rounding R>
+void forward_any(const Tensor& x, const Tensor* other, const GridArguments& arguments, const Tensor& y,
+                 const Layout& layout) {
+  if constexpr (!B.adds && R == Rounding::half_even) {
+    if (x.scalar_type() == ScalarType::BFloat16 && in_sequence(layout)) {
+      return forward_halves<BFloat16Bits, B.relu>(x, arguments, y, layout);
+    }
+    if (x.scalar_type() == ScalarType::Half && in_sequence(layout)) {
+      return forward_halves<HalfBits, B.relu>(x, arguments, y, layout);
+    }
+  }
+  forward_rows<B, R>(x, other, arguments, y, layout);
+}
+
 }  // namespace
 
 void fake_quantize_into(const Tensor& x, const Tensor* other, bool relu, const GridArguments& arguments,
@@ -56,7 +91,7 @@ void fake_quantize_into(const Tensor& x, const Tensor* other, bool relu, const G
   if (x.numel() == 0) return;
   const Layout layout = make_layout(x, other, &y, arguments.axis, arguments.stochastic());
   with_before({other != nullptr, relu}, [&]<Before B>() {
-    with_rounding(arguments.rounding, [&]<Rounding R>() { forward_rows<B, R>(x, other, arguments, y, layout); });
+    with_rounding(arguments.rounding, [&]<Rounding R>() { forward_any<B, R>(x, other, arguments, y, layout); });
   });
 }
 
