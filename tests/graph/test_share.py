@@ -1,12 +1,14 @@
 """Copies that share tensors: nothing is copied that needn't be, and nothing leaks from one model into another."""
 
+import warnings
+
 import torch
 from torch import fx, nn
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.graph.insert import insert
 from pytorch_quantizer.graph.place import place
-from pytorch_quantizer.graph.share import copy_sharing, own_tensors
+from pytorch_quantizer.graph.share import copy_sharing, copy_sharing_parameters, own_tensors
 
 
 def tied_graph() -> fx.GraphModule:
@@ -29,6 +31,61 @@ class TestCopySharing:
         weight = graph.get_parameter("0.weight")
         copy_sharing(graph).get_submodule("0").weight = nn.Parameter(torch.zeros(4, 4))
         assert graph.get_parameter("0.weight") is weight
+
+
+class Odd(nn.Module):
+    """A module that keeps a list, its own child once more, and how it was copied."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.again, self.seen, self.copies = [self.inner], {"batches": [0]}, 0
+
+    def __deepcopy__(self, memo: dict[int, object]) -> "Odd":
+        twin = Odd()
+        twin.copies = self.copies + 1
+        return twin
+
+
+class Listed(nn.Module):
+    """A module whose plain attribute refers to its child."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(2, 2)
+        self.again, self.seen = [self.inner], {"batches": [0]}
+
+
+class TestCopySharingParameters:
+    def test_parameters_are_the_very_ones_and_buffers_are_not(self) -> None:
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        copied = copy_sharing_parameters(net)
+        assert all(a is b for a, b in zip(net.parameters(), copied.parameters(), strict=True))
+        assert not any(a is b for a, b in zip(net.buffers(), copied.buffers(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(net.buffers(), copied.buffers(), strict=True))
+
+    def test_what_modules_hold_beside_tensors_is_copied(self) -> None:
+        net = nn.Sequential(Listed())
+        copied = copy_sharing_parameters(net)
+        assert copied[0].again[0] is copied[0].inner is not net[0].inner
+        copied[0].seen["batches"].append(1)
+        copied[0].eval()
+        assert net[0].seen == {"batches": [0]}
+        assert net[0].training
+
+    def test_a_module_that_is_there_twice_stays_one(self) -> None:
+        layer = nn.Linear(2, 2)
+        copied = copy_sharing_parameters(nn.Sequential(layer, nn.ReLU(), layer))
+        assert copied[0] is copied[2] is not layer
+
+    def test_hooks_are_kept(self) -> None:
+        net, calls = nn.Sequential(nn.Linear(2, 2)), list[int]()
+        net[0].register_forward_hook(lambda *_: calls.append(1))
+        copy_sharing_parameters(net)(torch.ones(1, 2))
+        assert calls == [1]
+
+    def test_a_class_that_says_how_it_is_copied_is_heard(self) -> None:
+        assert copy_sharing_parameters(nn.Sequential(Odd()))[0].copies == 1
 
 
 class TestOwnTensors:
@@ -69,3 +126,30 @@ class TestQuantizedModel:
             for tensor in (*quantized.parameters(), *quantized.buffers()):
                 tensor.fill_(7)
         assert all(torch.equal(a, b) for a, b in zip(before, owned, strict=True))
+
+    def test_neither_does_writing_into_one_that_quantize_made(self) -> None:
+        """Of layers and of a function called with a parameter, all left in float, so that nothing is replaced."""
+
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.weight = nn.Parameter(torch.randn(4, 3, 3, 3))
+                self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return self.norm(self.conv(nn.functional.conv2d(x, self.weight))).flatten(1)
+
+        net = Net().eval()
+        floats = dict.fromkeys(("weights", "activations", "first", "last", "bias"), "float32")
+        before = [tensor.clone() for tensor in (*net.parameters(), *net.buffers())]
+        for options in ({}, {"activation_correction": "mean"}, {"equalize": True}):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                quantized = pq.quantize(
+                    net, pq.Recipe(**floats, deployable=False, **options), torch.randn(8, 3, 9, 9), progress=False
+                )
+            with torch.no_grad():
+                for tensor in (*quantized.parameters(), *quantized.buffers()):
+                    tensor.fill_(7)
+            after = [*net.parameters(), *net.buffers()]
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), options
