@@ -71,8 +71,18 @@ inline RangeRule range_rule(int64_t spread, double reach, int64_t support, doubl
 }
 
 // What ops/ has checked, for those who call the raw ops: a wrong shape or type must not read foreign memory.
-inline void check_grid(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t axis) {
+inline void check_axis(const Tensor& x, int64_t axis) {
   STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
+}
+
+inline void check_codes(ScalarType dtype) {
+  const bool integer =
+      dtype == ScalarType::Byte || dtype == ScalarType::Char || dtype == ScalarType::Short || dtype == ScalarType::Int;
+  STD_TORCH_CHECK(integer, "codes must be int8, uint8, int16 or int32");
+}
+
+inline void check_grid(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t axis) {
+  check_axis(x, axis);
   const int64_t channels = axis < 0 ? 1 : x.size(axis);
   for (const Tensor* parameter : {&scale, &zero_point}) {
     STD_TORCH_CHECK(parameter->numel() == channels, "scale and zero_point must have one element a channel");
@@ -99,7 +109,7 @@ inline void check_learned(const Tensor& scale, const Tensor& zero_point, const T
 }
 
 inline void check_histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {
-  STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
+  check_axis(x, axis);
   STD_TORCH_CHECK(bins >= 2 && bins <= kMaxBins && (bins & (bins - 1)) == 0, "bins must be a power of two, 2 to 2^24");
   STD_TORCH_CHECK(exponent.scalar_type() == ScalarType::Long, "exponent must be int64");
   STD_TORCH_CHECK(exponent.numel() == (axis < 0 ? 1 : x.size(axis)), "exponent must have one element a channel");

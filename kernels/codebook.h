@@ -43,7 +43,7 @@ PQ_INLINE float level_of(uint8_t code, Codebook codebook) {
 
 // What ops/ has checked, for those who call the raw ops: a wrong shape or type must not read foreign memory.
 inline void check_table(const Tensor& x, const Tensor& table, const char* name, int64_t least, int64_t axis) {
-  STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
+  check_axis(x, axis);
   STD_TORCH_CHECK(table.scalar_type() == ScalarType::Float, name, " must be float32");
   STD_TORCH_CHECK(table.device() == x.device(), name, " must be on the tensor's device");
   STD_TORCH_CHECK(table.dim() == (axis < 0 ? 1 : 2), name, " must have one dimension, per channel two");

@@ -134,10 +134,8 @@ void with_bits(int64_t wanted, const Visit& visit) {
 }
 
 // What ops/ has checked, for those who call the raw ops: a wrong size or type must not reach foreign memory.
-inline void check_codes_of(ScalarType dtype, int64_t bits) {
-  const bool integer =
-      dtype == ScalarType::Byte || dtype == ScalarType::Char || dtype == ScalarType::Short || dtype == ScalarType::Int;
-  STD_TORCH_CHECK(integer, "codes must be int8, uint8, int16 or int32");
+inline void check_packing(ScalarType dtype, int64_t bits) {
+  check_codes(dtype);
   STD_TORCH_CHECK(bits >= 1 && bits <= kMaxPackedBits, "bits must be between 1 and 16, got ", bits);
 }
 
@@ -162,44 +160,6 @@ inline void check_apart(const Tensor& x, const Tensor& out) {
 
 inline Tensor new_flat(const Tensor& like, int64_t numel, ScalarType dtype) {
   return torch::stable::new_empty(like, {&numel, 1}, dtype);
-}
-
-// The ops, the same for every device: the files of cpu/ and cuda/ say how `pack_to` and `unpack_to` go through memory,
-// both of contiguous tensors.
-template <auto pack_to>
-Tensor pack_op(const Tensor& codes, int64_t bits) {
-  check_codes_of(codes.scalar_type(), bits);
-  Tensor packed = new_flat(codes, packed_bytes(codes.numel(), bits), ScalarType::Byte);
-  pack_to(torch::stable::contiguous(codes), bits, packed);
-  return packed;
-}
-
-template <auto pack_to>
-void pack_out_op(const Tensor& codes, int64_t bits, const Tensor& out) {
-  check_codes_of(codes.scalar_type(), bits);
-  check_packed(out, codes.numel(), bits);
-  STD_TORCH_CHECK(out.numel() == packed_bytes(codes.numel(), bits), "out must have as many bytes as the codes take");
-  const Tensor flat = torch::stable::contiguous(codes);
-  check_apart(flat, out);
-  pack_to(flat, bits, out);
-}
-
-template <auto unpack_to>
-Tensor unpack_op(const Tensor& packed, int64_t bits, int64_t numel, bool is_signed, ScalarType dtype) {
-  check_codes_of(dtype, bits);
-  check_packed(packed, numel, bits);
-  Tensor codes = new_flat(packed, numel, dtype);
-  unpack_to(torch::stable::contiguous(packed), bits, is_signed, codes);
-  return codes;
-}
-
-template <auto unpack_to>
-void unpack_out_op(const Tensor& packed, int64_t bits, bool is_signed, const Tensor& out) {
-  check_codes_of(out.scalar_type(), bits);
-  check_packed(packed, out.numel(), bits);
-  const Tensor flat = torch::stable::contiguous(packed);
-  check_apart(flat, out);
-  unpack_to(flat, bits, is_signed, out);
 }
 
 }  // namespace pq

@@ -273,19 +273,38 @@ class TestSimulation:
 
 
 class TestMemory:
-    def test_correcting_takes_no_more_images_than_fit(self, monkeypatch):
-        largest = 4 * 3 * 64  # bytes of an image, the largest tensor
-        free = "pytorch_quantizer.calibration.measured.free_memory"
-        monkeypatch.setattr(free, lambda device: 2 * 10 * largest * 5)
+    """What correcting keeps is told by the recipe and the network, never by what else runs on the machine."""
+
+    LARGEST = 4 * 3 * 64  # bytes of an image, the largest tensor
+    MEASURED = "pytorch_quantizer.calibration.measured"
+
+    def corrected(self, monkeypatch):
+        """The images that corrections get: 16 are there, of two batches."""
         seen = []
         monkeypatch.setattr(
             "pytorch_quantizer.calibration.corrections.Stepper.__init__",
             lambda self, graph, batches: seen.append(sum(map(len, batches))) or 1 / 0,
         )
-        with pytest.raises(ZeroDivisionError), pytest.warns(UserWarning, match="at most"):
+        with pytest.raises(ZeroDivisionError):
             quantize(
                 sequence(nn.Conv2d(3, 2, 3), nn.Conv2d(2, 2, 3)),
                 Recipe(activation_correction="mean"),
                 [images(8, 3, 8, 8), images(8, 3, 8, 8)],
             )
-        assert seen == [5]
+        return seen
+
+    def test_no_more_images_than_a_fixed_number_of_bytes_holds(self, monkeypatch):
+        monkeypatch.setattr(f"{self.MEASURED}.CORRECTION_BYTES", 6 * self.LARGEST * 11)
+        with pytest.warns(UserWarning, match="correction_images: 11 are used"):
+            assert self.corrected(monkeypatch) == [11]
+
+    @pytest.mark.filterwarnings("error")
+    def test_as_many_as_fit_without_a_word(self, monkeypatch):
+        monkeypatch.setattr(f"{self.MEASURED}.CORRECTION_BYTES", 6 * self.LARGEST * 16)
+        monkeypatch.setattr(f"{self.MEASURED}.free_memory", lambda device: 6 * self.LARGEST * 16)
+        assert self.corrected(monkeypatch) == [16]
+
+    def test_a_machine_without_room_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(f"{self.MEASURED}.free_memory", lambda device: 6 * self.LARGEST * 15)
+        with pytest.raises(InputError, match=r"correcting on 16 images takes.*set correction_images to 15 or fewer"):
+            self.corrected(monkeypatch)

@@ -1,8 +1,7 @@
 // The codebook quantizer on the CPU: the nearest level, its index, and back.
 #include "../codebook.h"
 
-#include <torch/csrc/stable/library.h>
-
+#include "../ops.h"
 #include "isa.h"
 #include "look_up.h"
 #include "rows.h"
@@ -46,44 +45,20 @@ void nearest_rows(const Tensor& x, Codebook codebook, const Tensor& y, const Lay
   });
 }
 
-void fake_quantize_to(const Tensor& x, const Tensor& levels, const Tensor& highest, int64_t axis, const Tensor& y) {
-  check_codebook(x, levels, highest, axis);
-  if (x.numel() == 0) return;
-  const Tensor own = torch::stable::contiguous(levels), thresholds = torch::stable::contiguous(highest);
+}  // namespace
+
+void nearest_level_into(const Tensor& x, const Tensor& levels, const Tensor& highest, int64_t axis, const Tensor& y) {
   const Layout layout = make_layout(x, nullptr, &y, axis, false);
-  nearest_rows<false>(x, {entries(own), entries(thresholds), levels_of(highest)}, y, layout);
+  nearest_rows<false>(x, {entries(levels), entries(highest), levels_of(highest)}, y, layout);
 }
 
-Tensor codebook_fake_quantize(const Tensor& x, const Tensor& levels, const Tensor& highest, int64_t axis) {
-  Tensor y = torch::stable::empty_like(x);
-  fake_quantize_to(x, levels, highest, axis, y);
-  return y;
-}
-
-void codebook_fake_quantize_out(const Tensor& x, const Tensor& levels, const Tensor& highest, int64_t axis,
-                                const Tensor& out) {
-  check_like(x, out, "out");
-  check_output(x, out);
-  fake_quantize_to(x, levels, highest, axis, out);
-}
-
-Tensor codebook_quantize(const Tensor& x, const Tensor& highest, int64_t axis) {
-  check_highest(x, highest, axis);
-  Tensor codes = empty_like(x, ScalarType::Byte);
-  if (x.numel() == 0) return codes;
-  const Tensor thresholds = torch::stable::contiguous(highest);
+void level_index_into(const Tensor& x, const Tensor& highest, int64_t axis, const Tensor& codes) {
   const Layout layout = make_layout(x, nullptr, &codes, axis, false);
-  nearest_rows<true>(x, {nullptr, entries(thresholds), levels_of(highest)}, codes, layout);
-  return codes;
+  nearest_rows<true>(x, {nullptr, entries(highest), levels_of(highest)}, codes, layout);
 }
 
-Tensor codebook_dequantize(const Tensor& codes, const Tensor& levels, int64_t axis, ScalarType dtype) {
-  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte, "codes must be uint8");
-  check_levels(codes, levels, axis);
-  Tensor y = empty_like(codes, dtype);
-  if (codes.numel() == 0) return y;
-  const Tensor own = torch::stable::contiguous(levels);
-  const Codebook codebook{entries(own), nullptr, static_cast<int32_t>(own.size(own.dim() - 1))};
+void level_into(const Tensor& codes, const Tensor& levels, int64_t axis, const Tensor& y) {
+  const Codebook codebook{entries(levels), nullptr, static_cast<int32_t>(levels.size(levels.dim() - 1))};
   const Layout layout = make_layout(codes, nullptr, &y, axis, false);
   const Source source = make_source(codes, layout, kInput);
   const Sink sink = make_sink(y, layout);
@@ -101,16 +76,6 @@ Tensor codebook_dequantize(const Tensor& codes, const Tensor& levels, int64_t ax
     }
     sink.store(row.position.offset[kOutput], to, row.n);
   });
-  return y;
 }
-
-}  // namespace
 
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
-  m.impl("codebook_fake_quantize", TORCH_BOX(&pq::codebook_fake_quantize));
-  m.impl("codebook_fake_quantize_out", TORCH_BOX(&pq::codebook_fake_quantize_out));
-  m.impl("codebook_quantize", TORCH_BOX(&pq::codebook_quantize));
-  m.impl("codebook_dequantize", TORCH_BOX(&pq::codebook_dequantize));
-}

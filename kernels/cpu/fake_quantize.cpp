@@ -1,8 +1,5 @@
 // fake_quantize on the CPU: out of place, in place, into `out`, with an addition and a ReLU before it in the same pass,
 // and its straight-through gradient.
-#include <torch/csrc/stable/library.h>
-
-#include <optional>
 
 #include "../ops.h"
 #include "convert.h"
@@ -86,9 +83,6 @@ void forward_any(const Tensor& x, const Tensor* other, const GridArguments& argu
 
 void fake_quantize_into(const Tensor& x, const Tensor* other, bool relu, const GridArguments& arguments,
                         const Tensor& y) {
-  check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
-  if (other) check_like(x, *other, "other");
-  if (x.numel() == 0) return;
   const Layout layout = make_layout(x, other, &y, arguments.axis, arguments.stochastic());
   with_before({other != nullptr, relu}, [&]<Before B>() {
     with_rounding(arguments.rounding, [&]<Rounding R>() { forward_any<B, R>(x, other, arguments, y, layout); });
@@ -96,10 +90,6 @@ void fake_quantize_into(const Tensor& x, const Tensor* other, bool relu, const G
 }
 
 namespace {
-
-void forward(const Tensor& x, const GridArguments& arguments, const Tensor& y) {
-  fake_quantize_into(x, nullptr, false, arguments, y);
-}
 
 template <Rounding R>
 void backward_rows(const Tensor& grad, const Tensor& x, const GridArguments& arguments, const Tensor& dx,
@@ -121,80 +111,11 @@ void backward_rows(const Tensor& grad, const Tensor& x, const GridArguments& arg
   });
 }
 
-Tensor fake_quantize_op(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
-                        int64_t axis, int64_t rounding, int64_t seed, int64_t offset) {
-  Tensor y = torch::stable::empty_like(x);
-  forward(x, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), y);
-  return y;
-}
+}  // namespace
 
-void fake_quantize_inplace(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
-                           int64_t axis, int64_t rounding, int64_t seed, int64_t offset) {
-  check_output(x, x);
-  forward(x, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), x);
-}
-
-void fake_quantize_out(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
-                       int64_t axis, int64_t rounding, int64_t seed, int64_t offset, const Tensor& out) {
-  check_like(x, out, "out");
-  check_output(x, out);
-  forward(x, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
-}
-
-Tensor fused_fake_quantize(const Tensor& x, std::optional<Tensor> other, bool relu, const Tensor& scale,
-                           const Tensor& zero_point, int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding,
-                           int64_t seed, int64_t offset) {
-  Tensor y = torch::stable::empty_like(x);
-  fake_quantize_into(x, other ? &*other : nullptr, relu,
-                     grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), y);
-  return y;
-}
-
-void fused_fake_quantize_out(const Tensor& x, std::optional<Tensor> other, bool relu, const Tensor& scale,
-                             const Tensor& zero_point, int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding,
-                             int64_t seed, int64_t offset, const Tensor& out) {
-  check_like(x, out, "out");
-  check_output(x, out);
-  if (other) check_output(*other, out);
-  fake_quantize_into(x, other ? &*other : nullptr, relu,
-                     grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
-}
-
-void backward(const Tensor& grad, const Tensor& x, const GridArguments& arguments, const Tensor& dx) {
-  check_like(x, grad, "grad");
-  check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
-  if (x.numel() == 0) return;
+void straight_through_into(const Tensor& grad, const Tensor& x, const GridArguments& arguments, const Tensor& dx) {
   const Layout layout = make_layout(x, &grad, &dx, arguments.axis, arguments.stochastic());
   with_rounding(arguments.rounding, [&]<Rounding R>() { backward_rows<R>(grad, x, arguments, dx, layout); });
 }
 
-Tensor fake_quantize_backward(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
-                              int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding, int64_t seed,
-                              int64_t offset) {
-  Tensor dx = torch::stable::empty_like(x);
-  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), dx);
-  return dx;
-}
-
-void fake_quantize_backward_out(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
-                                int64_t qmin, int64_t qmax, int64_t axis, int64_t rounding, int64_t seed,
-                                int64_t offset, const Tensor& out) {
-  check_like(x, out, "out");
-  check_output(x, out);
-  check_output(grad, out);
-  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, rounding, seed, offset), out);
-}
-
-}  // namespace
-
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
-  m.impl("fused_fake_quantize", TORCH_BOX(&pq::fused_fake_quantize));
-  m.impl("fused_fake_quantize_out", TORCH_BOX(&pq::fused_fake_quantize_out));
-  m.impl("fake_quantize", TORCH_BOX(&pq::fake_quantize_op));
-  m.impl("fake_quantize_", TORCH_BOX(&pq::fake_quantize_inplace));
-  m.impl("fake_quantize_out", TORCH_BOX(&pq::fake_quantize_out));
-  m.impl("fake_quantize_backward", TORCH_BOX(&pq::fake_quantize_backward));
-  m.impl("fake_quantize_backward_out", TORCH_BOX(&pq::fake_quantize_backward_out));
-}

@@ -2,14 +2,12 @@
 // whole numbers, so that the order of threads changes nothing.
 #include "../histogram.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include <algorithm>
 #include <atomic>
 #include <limits>
-#include <tuple>
 #include <utility>
 
+#include "../ops.h"
 #include "isa.h"
 #include "walk.h"
 
@@ -123,42 +121,28 @@ void count(const Walk& walk, const Widths& widths, int64_t* rows) {
 
 const int64_t* integers(const Tensor& x) { return static_cast<const int64_t*>(x.const_data_ptr()); }
 
-Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {
-  check_histogram(x, exponent, bins, axis);
-  const Walk walk = make_walk(x, axis, /*by_rows=*/false);
-  Tensor rows = new_rows(x, walk.channels, bins, axis);
-  const Tensor each = torch::stable::contiguous(exponent);
-  count(walk, {integers(each), nullptr, static_cast<int32_t>(bins)}, static_cast<int64_t*>(rows.mutable_data_ptr()));
-  return rows;
-}
-
-// Counts so far on wider bins, and x added to them.
-std::tuple<Tensor, Tensor> growing_histogram(const Tensor& x, const Tensor& largest, const Tensor& counts,
-                                             const Tensor& exponent, int64_t axis) {
-  check_growing(x, largest, counts, exponent, axis);
-  const Walk walk = make_walk(x, axis, /*by_rows=*/false);
-  const int32_t bins = static_cast<int32_t>(counts.size(counts.dim() - 1) - kBesideBins);
-  const int64_t entries = bins + kBesideBins;
-  const Tensor most = torch::stable::contiguous(largest), before = torch::stable::contiguous(counts);
-  const Tensor narrow = torch::stable::contiguous(exponent);
-  Tensor rows = new_rows(x, walk.channels, bins, axis), wide = torch::stable::empty_like(narrow);
-  int64_t* row = static_cast<int64_t*>(rows.mutable_data_ptr());
-  int64_t* width = static_cast<int64_t*>(wide.mutable_data_ptr());
-  const float* top = static_cast<const float*>(most.const_data_ptr());
-  for (int64_t c = 0; c < walk.channels; ++c) {
-    width[c] = grown(integers(narrow)[c], top[c], bins);
-    const int64_t shift = width[c] - integers(narrow)[c], *from = integers(before) + c * entries;
-    for (int32_t i = 0; i < entries; ++i) row[c * entries + coarser(i, shift, bins)] += from[i];
-  }
-  count(walk, {width, top, bins}, row);
-  return {rows, wide};
-}
-
 }  // namespace
 
-}  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
-  m.impl("histogram", TORCH_BOX(&pq::histogram));
-  m.impl("growing_histogram", TORCH_BOX(&pq::growing_histogram));
+void count_into(const Tensor& x, int64_t axis, const Tensor& exponent, const Tensor* largest, int64_t bins,
+                const Tensor& rows) {
+  const Walk walk = make_walk(x, axis, /*by_rows=*/false);
+  const float* top = largest ? static_cast<const float*>(largest->const_data_ptr()) : nullptr;
+  count(walk, {integers(exponent), top, static_cast<int32_t>(bins)}, static_cast<int64_t*>(rows.mutable_data_ptr()));
 }
+
+void widen_into(const Tensor& before, const Tensor& narrow, const Tensor& largest, int64_t bins, const Tensor& wide,
+                const Tensor& rows) {
+  const int64_t entries = bins + kBesideBins;
+  const float* top = static_cast<const float*>(largest.const_data_ptr());
+  int64_t* row = static_cast<int64_t*>(rows.mutable_data_ptr());
+  int64_t* width = static_cast<int64_t*>(wide.mutable_data_ptr());
+  for (int64_t c = 0; c < narrow.numel(); ++c) {
+    width[c] = grown(integers(narrow)[c], top[c], static_cast<int32_t>(bins));
+    const int64_t shift = width[c] - integers(narrow)[c], *from = integers(before) + c * entries;
+    for (int32_t i = 0; i < entries; ++i) {
+      row[c * entries + coarser(i, shift, static_cast<int32_t>(bins))] += from[i];
+    }
+  }
+}
+
+}  // namespace pq

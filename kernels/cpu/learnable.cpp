@@ -1,9 +1,7 @@
 // The gradients of fake_quantize where scale and zero point are learned (LSQ, LSQ+) on the CPU, in one pass: dx, and
 // the sums behind ds and dz in float64, over chunks that the shape alone cuts.
-#include <torch/csrc/stable/library.h>
 
-#include <tuple>
-
+#include "../ops.h"
 #include "isa.h"
 #include "lanes.h"
 #include "walk.h"
@@ -96,11 +94,10 @@ Partials sum_gradients(const Tensor& grad, const Tensor& x, const GridArguments&
   return partials;
 }
 
-void backward(const Tensor& grad, const Tensor& x, const GridArguments& arguments, double grad_scale, const Tensor& dx,
-              const Tensor& ds, const Tensor& dz) {
-  check_like(x, grad, "grad");
-  check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
-  check_learned(arguments.scale, arguments.zero_point, ds, dz);
+}  // namespace
+
+void learned_gradients_into(const Tensor& grad, const Tensor& x, const GridArguments& arguments, double grad_scale,
+                            const Tensor& dx, const Tensor& ds, const Tensor& dz) {
   Partials partials = sum_gradients(grad, x, arguments, dx);
   const float* scale = static_cast<const float*>(arguments.scale.const_data_ptr());
   float* scale_gradient = static_cast<float*>(ds.mutable_data_ptr());
@@ -113,29 +110,4 @@ void backward(const Tensor& grad, const Tensor& x, const GridArguments& argument
   }
 }
 
-std::tuple<Tensor, Tensor, Tensor> learnable_backward(const Tensor& grad, const Tensor& x, const Tensor& scale,
-                                                      const Tensor& zero_point, int64_t qmin, int64_t qmax,
-                                                      int64_t axis, double grad_scale) {
-  Tensor dx = torch::stable::empty_like(x);
-  Tensor ds = torch::stable::new_empty(scale, scale.sizes()), dz = torch::stable::new_empty(scale, scale.sizes());
-  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, 0, 0, 0), grad_scale, dx, ds, dz);
-  return {dx, ds, dz};
-}
-
-void learnable_backward_out(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
-                            int64_t qmin, int64_t qmax, int64_t axis, double grad_scale, const Tensor& dx,
-                            const Tensor& ds, const Tensor& dz) {
-  check_like(x, dx, "dx");
-  check_unread(x, dx);
-  check_unread(grad, dx);
-  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, 0, 0, 0), grad_scale, dx, ds, dz);
-}
-
-}  // namespace
-
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
-  m.impl("learnable_fake_quantize_backward", TORCH_BOX(&pq::learnable_backward));
-  m.impl("learnable_fake_quantize_backward_out", TORCH_BOX(&pq::learnable_backward_out));
-}

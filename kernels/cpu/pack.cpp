@@ -1,8 +1,7 @@
 // pack and unpack on the CPU: rows of codes over torch's threads, each brought into lanes of 8 or 16 bits.
 #include "../pack.h"
 
-#include <torch/csrc/stable/library.h>
-
+#include "../ops.h"
 #include "isa.h"
 #include "rows.h"
 
@@ -94,23 +93,16 @@ void unpack_rows(const uint8_t* packed, bool is_signed, const Tensor& codes) {
   });
 }
 
-void pack_to(const Tensor& codes, int64_t bits, const Tensor& packed) {
+}  // namespace
+
+void pack_into(const Tensor& codes, int64_t bits, const Tensor& packed) {
   uint8_t* to = static_cast<uint8_t*>(packed.mutable_data_ptr());
   with_bits(bits, [&]<int b>() { pack_rows<b>(codes, to); });
 }
 
-void unpack_to(const Tensor& packed, int64_t bits, bool is_signed, const Tensor& codes) {
+void unpack_into(const Tensor& packed, int64_t bits, bool is_signed, const Tensor& codes) {
   const uint8_t* from = static_cast<const uint8_t*>(packed.const_data_ptr());
   with_bits(bits, [&]<int b>() { unpack_rows<b>(from, is_signed, codes); });
 }
 
-}  // namespace
-
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) {
-  m.impl("pack", TORCH_BOX(&pq::pack_op<pq::pack_to>));
-  m.impl("pack_out", TORCH_BOX(&pq::pack_out_op<pq::pack_to>));
-  m.impl("unpack", TORCH_BOX(&pq::unpack_op<pq::unpack_to>));
-  m.impl("unpack_out", TORCH_BOX(&pq::unpack_out_op<pq::unpack_to>));
-}

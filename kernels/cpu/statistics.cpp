@@ -2,8 +2,6 @@
 // chunk's sums go into fixed lanes, the chunks' sums are added in a tree: the same bits on any machine of any size.
 #include "../statistics.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "../ops.h"
 #include "isa.h"
 #include "lanes.h"
@@ -108,7 +106,6 @@ void read_second(const Walk& walk, double* out) {
 }  // namespace
 
 Tensor statistics_of(const Tensor& x, int64_t axis) {
-  STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
   const Walk walk = make_walk(x, axis);
   const int64_t shape[] = {kStatistics, walk.channels};
   Tensor out = torch::stable::new_empty(x, {shape, axis < 0 ? 1u : 2u}, ScalarType::Double);
@@ -119,5 +116,3 @@ Tensor statistics_of(const Tensor& x, int64_t axis) {
 }
 
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CPU, m) { m.impl("tensor_statistics", TORCH_BOX(&pq::statistics_of)); }

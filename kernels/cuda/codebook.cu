@@ -1,7 +1,7 @@
 // The codebook quantizer on CUDA: the nearest level, its index, and back.
-#include <torch/csrc/stable/library.h>
 
 #include "../codebook.h"
+#include "../ops.h"
 #include "elementwise.cuh"
 
 namespace pq {
@@ -75,56 +75,22 @@ DeviceCodebooks codebooks(const Tensor* levels, const Tensor* highest, int32_t c
           axis < 0 ? 1 : x.size(axis)};
 }
 
-void fake_quantize_to(const Tensor& x, const Tensor& levels, const Tensor& highest, int64_t axis, const Tensor& y) {
-  check_codebook(x, levels, highest, axis);
-  if (x.numel() == 0) return;
-  const Tensor own = torch::stable::contiguous(levels), thresholds = torch::stable::contiguous(highest);
-  const DeviceCodebooks all = codebooks(&own, &thresholds, levels_of(highest), x, axis);
+}  // namespace
+
+void nearest_level_into(const Tensor& x, const Tensor& levels, const Tensor& highest, int64_t axis, const Tensor& y) {
+  const DeviceCodebooks all = codebooks(&levels, &highest, levels_of(highest), x, axis);
   with_float(x.scalar_type(), [&]<class T>() { launch<Nearest, T, T>({}, x, nullptr, y, all, axis); });
 }
 
-Tensor codebook_fake_quantize(const Tensor& x, const Tensor& levels, const Tensor& highest, int64_t axis) {
-  Tensor y = torch::stable::empty_like(x);
-  fake_quantize_to(x, levels, highest, axis, y);
-  return y;
-}
-
-void codebook_fake_quantize_out(const Tensor& x, const Tensor& levels, const Tensor& highest, int64_t axis,
-                                const Tensor& out) {
-  check_like(x, out, "out");
-  check_output(x, out);
-  fake_quantize_to(x, levels, highest, axis, out);
-}
-
-Tensor codebook_quantize(const Tensor& x, const Tensor& highest, int64_t axis) {
-  check_highest(x, highest, axis);
-  Tensor codes = empty_like(x, ScalarType::Byte);
-  if (x.numel() == 0) return codes;
-  const Tensor thresholds = torch::stable::contiguous(highest);
-  const DeviceCodebooks all = codebooks(nullptr, &thresholds, levels_of(highest), x, axis);
+void level_index_into(const Tensor& x, const Tensor& highest, int64_t axis, const Tensor& codes) {
+  const DeviceCodebooks all = codebooks(nullptr, &highest, levels_of(highest), x, axis);
   with_float(x.scalar_type(), [&]<class T>() { launch<Index, T, uint8_t>({}, x, nullptr, codes, all, axis); });
-  return codes;
 }
 
-Tensor codebook_dequantize(const Tensor& codes, const Tensor& levels, int64_t axis, ScalarType dtype) {
-  STD_TORCH_CHECK(codes.scalar_type() == ScalarType::Byte, "codes must be uint8");
-  check_levels(codes, levels, axis);
-  Tensor y = empty_like(codes, dtype);
-  if (codes.numel() == 0) return y;
-  const Tensor own = torch::stable::contiguous(levels);
-  const int32_t count = static_cast<int32_t>(own.size(own.dim() - 1));
-  const DeviceCodebooks all = codebooks(&own, nullptr, count, codes, axis);
-  with_float(dtype, [&]<class T>() { launch<Level, uint8_t, T>({}, codes, nullptr, y, all, axis); });
-  return y;
+void level_into(const Tensor& codes, const Tensor& levels, int64_t axis, const Tensor& y) {
+  const int32_t count = static_cast<int32_t>(levels.size(levels.dim() - 1));
+  const DeviceCodebooks all = codebooks(&levels, nullptr, count, codes, axis);
+  with_float(y.scalar_type(), [&]<class T>() { launch<Level, uint8_t, T>({}, codes, nullptr, y, all, axis); });
 }
-
-}  // namespace
 
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) {
-  m.impl("codebook_fake_quantize", TORCH_BOX(&pq::codebook_fake_quantize));
-  m.impl("codebook_fake_quantize_out", TORCH_BOX(&pq::codebook_fake_quantize_out));
-  m.impl("codebook_quantize", TORCH_BOX(&pq::codebook_quantize));
-  m.impl("codebook_dequantize", TORCH_BOX(&pq::codebook_dequantize));
-}

@@ -1,10 +1,8 @@
 // histogram on CUDA. A block counts a part of a channel in shared memory and adds it to the result: whole numbers, so
 // that the order of blocks changes nothing.
-#include <torch/csrc/stable/library.h>
-
-#include <tuple>
 
 #include "../histogram.h"
+#include "../ops.h"
 #include "gather.cuh"
 
 namespace pq {
@@ -119,27 +117,6 @@ bool in_wide_runs(const Tensor& x, const Layout& layout, int64_t axis, int N) {
   return run && (axis < 0 || x.stride(axis) % N == 0) && aligned(x.const_data_ptr(), 16);
 }
 
-// Adds x to rows of counts. largest: null, or each channel's largest |x|.
-void count(const Tensor& x, int64_t axis, const Tensor& exponent, const float* largest, int64_t bins,
-           const Tensor& rows) {
-  if (x.numel() == 0) return;
-  const Layout layout = make_layout(x, nullptr, nullptr, axis, false, /*skip_axis=*/true);
-  with_float(x.scalar_type(), [&]<class T>() {
-    constexpr int N = 16 / sizeof(T);
-    const auto run = in_wide_runs(x, layout, axis, N) ? launch<T, N> : launch<T, 0>;
-    run(x, layout, axis, static_cast<const int64_t*>(exponent.const_data_ptr()), largest, static_cast<int32_t>(bins),
-        static_cast<Count*>(rows.mutable_data_ptr()));
-  });
-}
-
-Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {
-  check_histogram(x, exponent, bins, axis);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  Tensor rows = new_rows(x, axis < 0 ? 1 : x.size(axis), bins, axis);
-  count(x, axis, torch::stable::contiguous(exponent), nullptr, bins, rows);
-  return rows;
-}
-
 // A block a channel: its new width, and its counts so far on bins of that width.
 __global__ void widen(const Count* before, const int64_t* narrow, const float* largest, int32_t bins, int64_t* wide,
                       Count* rows) {
@@ -153,30 +130,29 @@ __global__ void widen(const Count* before, const int64_t* narrow, const float* l
   }
 }
 
-std::tuple<Tensor, Tensor> growing_histogram(const Tensor& x, const Tensor& largest, const Tensor& counts,
-                                             const Tensor& exponent, int64_t axis) {
-  check_growing(x, largest, counts, exponent, axis);
-  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
-  const int64_t channels = axis < 0 ? 1 : x.size(axis), bins = counts.size(counts.dim() - 1) - kBesideBins;
-  const Tensor most = torch::stable::contiguous(largest), before = torch::stable::contiguous(counts);
-  const Tensor narrow = torch::stable::contiguous(exponent);
-  Tensor rows = new_rows(x, channels, bins, axis), wide = torch::stable::empty_like(narrow);
-  if (channels == 0) return {rows, wide};
-  const float* top = static_cast<const float*>(most.const_data_ptr());
-  widen<<<checked_blocks(channels), kThreads, 0, current_stream(x)>>>(
-      static_cast<const Count*>(before.const_data_ptr()), static_cast<const int64_t*>(narrow.const_data_ptr()), top,
-      static_cast<int32_t>(bins), static_cast<int64_t*>(wide.mutable_data_ptr()),
-      static_cast<Count*>(rows.mutable_data_ptr()));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  count(x, axis, wide, top, bins, rows);
-  return {rows, wide};
-}
-
 }  // namespace
 
-}  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) {
-  m.impl("histogram", TORCH_BOX(&pq::histogram));
-  m.impl("growing_histogram", TORCH_BOX(&pq::growing_histogram));
+void count_into(const Tensor& x, int64_t axis, const Tensor& exponent, const Tensor* largest, int64_t bins,
+                const Tensor& rows) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const Layout layout = make_layout(x, nullptr, nullptr, axis, false, /*skip_axis=*/true);
+  const float* top = largest ? static_cast<const float*>(largest->const_data_ptr()) : nullptr;
+  with_float(x.scalar_type(), [&]<class T>() {
+    constexpr int N = 16 / sizeof(T);
+    const auto run = in_wide_runs(x, layout, axis, N) ? launch<T, N> : launch<T, 0>;
+    run(x, layout, axis, static_cast<const int64_t*>(exponent.const_data_ptr()), top, static_cast<int32_t>(bins),
+        static_cast<Count*>(rows.mutable_data_ptr()));
+  });
 }
+
+void widen_into(const Tensor& before, const Tensor& narrow, const Tensor& largest, int64_t bins, const Tensor& wide,
+                const Tensor& rows) {
+  const torch::stable::accelerator::DeviceGuard guard(narrow.get_device_index());
+  widen<<<checked_blocks(narrow.numel()), kThreads, 0, current_stream(narrow)>>>(
+      static_cast<const Count*>(before.const_data_ptr()), static_cast<const int64_t*>(narrow.const_data_ptr()),
+      static_cast<const float*>(largest.const_data_ptr()), static_cast<int32_t>(bins),
+      static_cast<int64_t*>(wide.mutable_data_ptr()), static_cast<Count*>(rows.mutable_data_ptr()));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
+}  // namespace pq

@@ -1,8 +1,6 @@
 // The gradients of fake_quantize where scale and zero point are learned (LSQ, LSQ+) on CUDA, in one pass.
-#include <torch/csrc/stable/library.h>
 
-#include <tuple>
-
+#include "../ops.h"
 #include "gather.cuh"
 
 namespace pq {
@@ -55,11 +53,10 @@ struct FinishLearned {
   }
 };
 
-void backward(const Tensor& grad, const Tensor& x, const GridArguments& arguments, double grad_scale, const Tensor& dx,
-              const Tensor& ds, const Tensor& dz) {
-  check_like(x, grad, "grad");
-  check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
-  check_learned(arguments.scale, arguments.zero_point, ds, dz);
+}  // namespace
+
+void learned_gradients_into(const Tensor& grad, const Tensor& x, const GridArguments& arguments, double grad_scale,
+                            const Tensor& dx, const Tensor& ds, const Tensor& dz) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Gather gather = make_gather(x, &grad, &dx, arguments.axis);
   const Tensor room = room_for_sums(x, gather, LearnedRead::rows);
@@ -71,29 +68,4 @@ void backward(const Tensor& grad, const Tensor& x, const GridArguments& argument
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> learnable_backward(const Tensor& grad, const Tensor& x, const Tensor& scale,
-                                                      const Tensor& zero_point, int64_t qmin, int64_t qmax,
-                                                      int64_t axis, double grad_scale) {
-  Tensor dx = torch::stable::empty_like(x);
-  Tensor ds = torch::stable::new_empty(scale, scale.sizes()), dz = torch::stable::new_empty(scale, scale.sizes());
-  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, 0, 0, 0), grad_scale, dx, ds, dz);
-  return {dx, ds, dz};
-}
-
-void learnable_backward_out(const Tensor& grad, const Tensor& x, const Tensor& scale, const Tensor& zero_point,
-                            int64_t qmin, int64_t qmax, int64_t axis, double grad_scale, const Tensor& dx,
-                            const Tensor& ds, const Tensor& dz) {
-  check_like(x, dx, "dx");
-  check_unread(x, dx);
-  check_unread(grad, dx);
-  backward(grad, x, grid_arguments(scale, zero_point, qmin, qmax, axis, 0, 0, 0), grad_scale, dx, ds, dz);
-}
-
-}  // namespace
-
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) {
-  m.impl("learnable_fake_quantize_backward", TORCH_BOX(&pq::learnable_backward));
-  m.impl("learnable_fake_quantize_backward_out", TORCH_BOX(&pq::learnable_backward_out));
-}

@@ -1,7 +1,7 @@
 // pack and unpack on CUDA: a thread takes eight codes; the bytes of a block pass through shared memory, so that memory
 // sees them sixteen at a time whatever the width.
-#include <torch/csrc/stable/library.h>
 
+#include "../ops.h"
 #include "../pack.h"
 #include "elementwise.cuh"
 
@@ -73,8 +73,9 @@ void with_width(size_t bytes, const Visit& visit) {
 
 unsigned blocks_of(int64_t numel) { return blocks_for((numel + kGroup - 1) / kGroup); }
 
-void pack_to(const Tensor& codes, int64_t bits, const Tensor& packed) {
-  if (codes.numel() == 0) return;
+}  // namespace
+
+void pack_into(const Tensor& codes, int64_t bits, const Tensor& packed) {
   const torch::stable::accelerator::DeviceGuard guard(codes.get_device_index());
   uint8_t* to = static_cast<uint8_t*>(packed.mutable_data_ptr());
   with_code(codes.scalar_type(), [&]<class Code>() {
@@ -87,8 +88,7 @@ void pack_to(const Tensor& codes, int64_t bits, const Tensor& packed) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void unpack_to(const Tensor& packed, int64_t bits, bool is_signed, const Tensor& codes) {
-  if (codes.numel() == 0) return;
+void unpack_into(const Tensor& packed, int64_t bits, bool is_signed, const Tensor& codes) {
   const torch::stable::accelerator::DeviceGuard guard(codes.get_device_index());
   const uint8_t* from = static_cast<const uint8_t*>(packed.const_data_ptr());
   with_width(codes.element_size(), [&]<class Code>() {
@@ -101,13 +101,4 @@ void unpack_to(const Tensor& packed, int64_t bits, bool is_signed, const Tensor&
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-}  // namespace
-
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) {
-  m.impl("pack", TORCH_BOX(&pq::pack_op<pq::pack_to>));
-  m.impl("pack_out", TORCH_BOX(&pq::pack_out_op<pq::pack_to>));
-  m.impl("unpack", TORCH_BOX(&pq::unpack_op<pq::unpack_to>));
-  m.impl("unpack_out", TORCH_BOX(&pq::unpack_out_op<pq::unpack_to>));
-}

@@ -1,5 +1,4 @@
 // tensor_statistics on CUDA, in two reads; between them the mean stays on the device.
-#include <torch/csrc/stable/library.h>
 
 #include "../ops.h"
 #include "../statistics.h"
@@ -107,7 +106,6 @@ struct FinishSecond {
 }  // namespace
 
 Tensor statistics_of(const Tensor& x, int64_t axis) {
-  STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Gather gather = make_gather(x, nullptr, nullptr, axis);
   const int64_t shape[] = {kStatistics, gather.channels};
@@ -126,5 +124,3 @@ Tensor statistics_of(const Tensor& x, int64_t axis) {
 }
 
 }  // namespace pq
-
-STABLE_TORCH_LIBRARY_IMPL(pytorch_quantizer, CUDA, m) { m.impl("tensor_statistics", TORCH_BOX(&pq::statistics_of)); }

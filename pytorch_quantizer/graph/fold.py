@@ -34,7 +34,7 @@ def fold(captured: Captured, *, inplace: bool = False) -> tuple[fx.GraphModule, 
     After a layer: w ← γ/√(σ²+ε)·w over output channels, always exact. Before one: over input channels, exact unless the
     layer pads with zeros (a padded zero would have to become the norm's shift). A layer's node remembers the moments of
     the norm folded into it, as ``meta["normal"]``: corrections that need no images start from them. What no norm is
-    folded into keeps the very tensors of ``captured.graph``. inplace: change that graph itself, but none of its tensors.
+    folded into keeps the very tensors of ``captured.graph``. inplace: change that graph itself, none of its tensors.
     """
     graph = captured.graph if inplace else copy_sharing(captured.graph)
     kept: dict[str, str] = {}
