@@ -105,7 +105,8 @@ def extensions() -> list[Extension]:
         # Where the toolkit has no library to link, its functions are found through libtorch_cuda when loading.
         libraries = ["torch_cpu", "torch_cuda", *(["cudart"] if folders else [])]
         includes = [*include_paths(), str(TOOLKIT / "include")]
-        built.append(extension("_CUDA", ["kernels/cuda/*.cu"], libraries, includes, [*library_paths(), *folders]))
+        sources = ["kernels/cuda/*.cu", "kernels/cuda/*.cpp"]
+        built.append(extension("_CUDA", sources, libraries, includes, [*library_paths(), *folders]))
     return built
 
 

@@ -129,10 +129,11 @@ def main() -> None:
     parser.add_argument("--registers", type=int, default=128, help="the most that a thread may use")
     options = parser.parse_args()
     extension = cuda_extension()
+    sources = [source for source in extension.sources if source.endswith(".cu")]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reports = list(pool.map(lambda source: compile_report(source, extension, options.arch), extension.sources))
+        reports = list(pool.map(lambda source: compile_report(source, extension, options.arch), sources))
     usages = []
-    for source, report in zip(extension.sources, reports, strict=True):
+    for source, report in zip(sources, reports, strict=True):
         kernels = parse(report)
         print(f"\n{source}, sm_{options.arch}\n{table(kernels)}")
         if not kernels:

@@ -1,5 +1,5 @@
 // The ops as they are registered, the same for every device: what is given is checked, outputs are made, and ops.h's
-// functions, which each device has its own of, fill them. Included by cpu/register.cpp and cuda/register.cu.
+// functions, which each device has its own of, fill them. Included by cpu/register.cpp and cuda/register.cpp.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

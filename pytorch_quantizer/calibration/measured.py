@@ -141,8 +141,8 @@ class _Room:
         needed = (kept + given) * self.image_bytes
         if needed > self.free:
             raise InputError(
-                f"correcting on {kept + given} images takes about {needed / 2**30:.1f} GiB, {self.free / 2**30:.1f} are "
-                f"free: set correction_images to {self.free // self.image_bytes} or fewer"
+                f"correcting on {kept + given} images takes about {needed / 2**30:.1f} GiB and {self.free / 2**30:.1f} "
+                f"are free: set correction_images to {self.free // self.image_bytes} or fewer"
             )
         return given
 
