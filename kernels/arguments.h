@@ -66,6 +66,7 @@ void with_before(Before before, const Visit& visit) {
 inline RangeRule range_rule(int64_t spread, double reach, int64_t support, double ceiling, bool symmetric,
                             int64_t qmin) {
   STD_TORCH_CHECK(spread >= 0 && spread <= 2 && support >= 0 && support <= 2, "spread and support must be 0, 1 or 2");
+  STD_TORCH_CHECK(reach >= 0 && reach < INFINITY && ceiling > 0, "reach must be finite and 0 or more, ceiling above 0");
   STD_TORCH_CHECK(!symmetric || qmin < 0, "a symmetric grid must be signed here");
   return {static_cast<Spread>(spread), static_cast<Support>(support), reach, ceiling, symmetric};
 }
@@ -101,11 +102,13 @@ inline void check_unread(const Tensor& read, const Tensor& out) {
 }
 
 // The gradients of what is learned: ds and dz, each like its parameter.
-inline void check_learned(const Tensor& scale, const Tensor& zero_point, const Tensor& ds, const Tensor& dz) {
+inline void check_learned(const Tensor& scale, const Tensor& zero_point, const Tensor& dx, const Tensor& ds,
+                          const Tensor& dz) {
   check_like(scale, ds, "the scale's gradient");
   check_like(scale, dz, "the zero point's gradient");
   STD_TORCH_CHECK(zero_point.scalar_type() == ScalarType::Float, "a zero point that is learned must be float32");
   STD_TORCH_CHECK(is_dense(ds) && is_dense(dz), "the gradients of scale and zero_point must be dense");
+  STD_TORCH_CHECK(lie_apart(ds, dz) && lie_apart(dx, ds) && lie_apart(dx, dz), "the gradients must not overlap");
 }
 
 inline void check_histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {

@@ -87,7 +87,7 @@ void learned_gradients(const Tensor& grad, const Tensor& x, const GridArguments&
                        const Tensor& dx, const Tensor& ds, const Tensor& dz) {
   check_like(x, grad, "grad");
   check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
-  check_learned(arguments.scale, arguments.zero_point, ds, dz);
+  check_learned(arguments.scale, arguments.zero_point, dx, ds, dz);
   learned_gradients_into(grad, x, arguments, grad_scale, dx, ds, dz);
 }
 

@@ -22,8 +22,8 @@ enum Track { kInput, kGradient, kOutput, kLogical, kChannel, kTracks };
 struct Layout {
   int dims = 0;
   int64_t numel = 1;
-  int64_t size[kMaxDims];
-  int64_t stride[kTracks][kMaxDims];
+  int64_t size[kMaxDims + 1];  // room for one that is about to be merged
+  int64_t stride[kTracks][kMaxDims + 1];
   // > 0: the innermost dimension runs through the channels, over and over: channel = innermost index % period.
   int64_t period = 0;
 };
@@ -99,10 +99,14 @@ inline void merge_period(Layout& layout) {
   }
 }
 
-inline void append_dim(Layout& layout, int64_t size) {
-  STD_TORCH_CHECK(layout.dims < kMaxDims, "pytorch_quantizer takes at most ", kMaxDims,
-                  " dimensions that can't be merged; make the tensor contiguous");
-  layout.size[layout.dims++] = size;
+// The last dimension joins the one before it where it continues it.
+inline void settle_last_dim(Layout& layout) {
+  if (layout.dims > 1 && mergeable(layout, layout.dims - 2, layout.dims - 1, kTracks)) {
+    merge(layout, layout.dims - 2, layout.dims - 1);
+    --layout.dims;
+  }
+  STD_TORCH_CHECK(layout.dims <= kMaxDims, "pytorch_quantizer takes at most ", kMaxDims,
+                  " dimensions that don't continue one another in memory; make the tensor contiguous");
 }
 
 }  // namespace detail
@@ -114,20 +118,18 @@ inline Layout make_layout(const Tensor& input, const Tensor* gradient, const Ten
   Layout layout;
   const auto sizes = input.sizes();
   const Tensor* tensors[] = {&input, gradient, output};
-  int64_t row_major = 1;
-  int64_t row_major_strides[64];
-  for (int64_t d = input.dim() - 1; d >= 0; --d) {
-    row_major_strides[d] = row_major;
-    row_major *= sizes[d];
-  }
+  int64_t row_major = input.numel();  // elements from one index of a dimension to the next; no matter if there are none
   for (int64_t d = 0; d < input.dim(); ++d) {
+    if (sizes[d]) row_major /= sizes[d];
     if (skip_axis && d == axis) continue;
     layout.numel *= sizes[d];
     if (sizes[d] == 1) continue;
-    detail::append_dim(layout, sizes[d]);
-    for (int t = 0; t < 3; ++t) layout.stride[t][layout.dims - 1] = tensors[t] ? tensors[t]->strides()[d] : 0;
-    layout.stride[kLogical][layout.dims - 1] = logical ? row_major_strides[d] : 0;
-    layout.stride[kChannel][layout.dims - 1] = d == axis ? 1 : 0;
+    const int at = layout.dims++;
+    layout.size[at] = sizes[d];
+    for (int t = 0; t < 3; ++t) layout.stride[t][at] = tensors[t] ? tensors[t]->strides()[d] : 0;
+    layout.stride[kLogical][at] = logical ? row_major : 0;
+    layout.stride[kChannel][at] = d == axis ? 1 : 0;
+    detail::settle_last_dim(layout);
   }
   detail::sort_dims(layout);
   detail::merge_dims(layout);
@@ -135,7 +137,7 @@ inline Layout make_layout(const Tensor& input, const Tensor* gradient, const Ten
   return layout;
 }
 
-// The extent of memory a tensor covers, and whether each address in it is used exactly once.
+// Whether a tensor's elements fill a piece of memory, each at a place of its own.
 inline bool is_dense(const Tensor& x) {
   const Layout layout = make_layout(x, nullptr, nullptr, -1, false);
   return layout.dims == 0 || (layout.dims == 1 && layout.stride[kInput][0] == 1);
@@ -148,16 +150,34 @@ inline bool same_strides(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// Refuse an output whose elements share memory, and one that overlaps the input without being it.
-inline void check_output(const Tensor& x, const Tensor& out) {
-  for (int64_t d = 0; d < out.dim(); ++d) {
-    STD_TORCH_CHECK(out.size(d) <= 1 || out.stride(d) != 0, "out must not be an expanded tensor");
+// Whether no two elements can share a place: each dimension steps over all that lies inside it.
+inline bool has_own_places(const Tensor& x) {
+  const Layout layout = make_layout(x, nullptr, nullptr, -1, false);
+  int64_t covered = 1;
+  for (int d = layout.dims - 1; d >= 0; --d) {
+    if (layout.stride[kInput][d] < covered) return false;
+    covered += (layout.size[d] - 1) * layout.stride[kInput][d];
   }
-  const char* a = static_cast<const char*>(x.const_data_ptr());
-  const char* b = static_cast<const char*>(out.const_data_ptr());
-  const int64_t bytes = x.numel() * static_cast<int64_t>(x.element_size());
-  if ((a == b && same_strides(x, out)) || a + bytes <= b || b + bytes <= a) return;
-  STD_TORCH_CHECK(!is_dense(x) || !is_dense(out), "out must be x itself or not overlap it");
+  return true;
+}
+
+// Whether one tensor lies behind all of the other in memory.
+inline bool lie_apart(const Tensor& a, const Tensor& b) {
+  const auto end = [](const Tensor& x) {
+    int64_t elements = x.numel() ? 1 : 0;
+    for (int64_t d = 0; elements && d < x.dim(); ++d) elements += (x.size(d) - 1) * x.stride(d);
+    return static_cast<const char*>(x.const_data_ptr()) + elements * static_cast<int64_t>(x.element_size());
+  };
+  return end(a) <= static_cast<const char*>(b.const_data_ptr()) ||
+         end(b) <= static_cast<const char*>(a.const_data_ptr()) || a.numel() == 0 || b.numel() == 0;
+}
+
+// Refuse an output whose elements share memory, and one that may overlap the input without being it.
+inline void check_output(const Tensor& x, const Tensor& out) {
+  STD_TORCH_CHECK(has_own_places(out), "out must not be an expanded tensor, nor one whose elements overlap");
+  const bool same = x.const_data_ptr() == out.const_data_ptr() && same_strides(x, out);
+  STD_TORCH_CHECK(same || lie_apart(x, out),
+                  "out must be x itself or not overlap it: lie before or behind it in memory");
 }
 
 }  // namespace pq

@@ -20,8 +20,8 @@ void learned_gradients_into(const Tensor& grad, const Tensor& x, const GridArgum
 void quantize_into(const Tensor& x, const GridArguments& arguments, const Tensor& codes);
 void dequantize_into(const Tensor& codes, const GridArguments& arguments, const Tensor& y);
 
-// float64 [9], or [9, C] along `axis`.
-Tensor statistics_of(const Tensor& x, int64_t axis);
+// float64 [9], or [9, C] along `axis`; without spread those about the mean are left out, and x is read once.
+Tensor statistics_of(const Tensor& x, int64_t axis, bool spread = true);
 OnlineGrid online_grid_of(const Tensor& x, const RangeRule& rule, int64_t qmin, int64_t qmax, int64_t axis);
 // Adds x to rows of counts. largest: null, or each channel's largest |x|. exponent, largest: dense.
 void count_into(const Tensor& x, int64_t axis, const Tensor& exponent, const Tensor* largest, int64_t bins,

@@ -151,11 +151,7 @@ inline void check_packed(const Tensor& packed, int64_t numel, int64_t bits) {
 inline void check_apart(const Tensor& x, const Tensor& out) {
   STD_TORCH_CHECK(out.is_contiguous(), "out must be contiguous");
   STD_TORCH_CHECK(x.device() == out.device(), "out must be on the device of what it is made from");
-  const char* a = static_cast<const char*>(x.const_data_ptr());
-  const char* b = static_cast<const char*>(out.const_data_ptr());
-  const bool apart = a + x.numel() * static_cast<int64_t>(x.element_size()) <= b ||
-                     b + out.numel() * static_cast<int64_t>(out.element_size()) <= a;
-  STD_TORCH_CHECK(apart || x.numel() == 0 || out.numel() == 0, "out must not overlap what it is made from");
+  STD_TORCH_CHECK(lie_apart(x, out), "out must not overlap what it is made from");
 }
 
 inline Tensor new_flat(const Tensor& like, int64_t numel, ScalarType dtype) {

@@ -3,6 +3,7 @@ This is the only place that decides; ops/ calls `torch.ops.pytorch_quantizer` wh
 """
 
 import functools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,10 +25,11 @@ class Backend:
 
 def backend() -> Backend:
     """Say what is built and what will run; never raises for something that is absent."""
-    load()
-    cpu = torch.ops.pytorch_quantizer.cpu_capability() if module_path("_C") else "reference"
+    loaded = load()[1]
+    cpu = torch.ops.pytorch_quantizer.cpu_capability() if "_C" in loaded else "reference"
     devices = torch.cuda.device_count()
-    built = "built" if module_path("_CUDA") else "not built"
+    found = "built, but it doesn't load" if torch.version.cuda else "built, for which this torch has no CUDA"
+    built = "built" if "_CUDA" in loaded else found if module_path("_CUDA") else "not built"
     return Backend(cpu, f"{built}, {devices or 'no'} device{'s' * (devices > 1)}")
 
 
@@ -37,20 +39,32 @@ def module_path(name: str) -> Path | None:
 
 
 @functools.cache
-def load() -> torch.library.Library:
-    """Load what is built and register the rest; called once, below. The Library must outlive its registrations."""
-    kernels, cuda = module_path("_C"), module_path("_CUDA")
-    if kernels:
-        torch.ops.load_library(str(kernels))
-    if kernels and cuda and torch.version.cuda:
-        torch.ops.load_library(str(cuda))
+def load() -> tuple[torch.library.Library, frozenset[str]]:
+    """Load what is built and register the rest; called once, below. The Library must outlive what it registers."""
+    loaded = {"_C"} if _loads("_C") else set()
+    if loaded and torch.version.cuda and _loads("_CUDA"):
+        loaded.add("_CUDA")
     library = torch.library.Library("pytorch_quantizer", "FRAGMENT")
     for name, schema in SCHEMAS.items():
-        if not kernels:
+        if not loaded:
             library.define(name + schema)
         # The lowest priority there is: a kernel registered for a device always goes before it.
         library.impl(name, FALLBACKS[name], "CompositeExplicitAutograd")
-    return library
+    return library, frozenset(loaded)
+
+
+def _loads(name: str) -> bool:
+    """Load a built module; a warning where it is there and doesn't load: it was built beside another torch or CUDA."""
+    path = module_path(name)
+    if path is None:
+        return False
+    try:
+        torch.ops.load_library(str(path))
+    except OSError as error:
+        cause = " ".join(str(error.__cause__ or error).split())
+        warnings.warn(f"{path.name} doesn't load ({cause}); build it again by kernels/build_all.sh", stacklevel=3)
+        return False
+    return True
 
 
 load()

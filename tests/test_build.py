@@ -58,19 +58,36 @@ def run(arguments, cwd=ROOT, **environment):
 
 
 def test_without_kernels_plain_pytorch_runs_after_one_warning(tmp_path):
-    package = tmp_path / "pytorch_quantizer"
-    package.mkdir()
-    for name in ("backend", "fallback", "errors"):
-        shutil.copy(PACKAGE / f"{name}.py", package)
-    for name in ("ops", "reference"):
-        shutil.copytree(PACKAGE / name, package / name)
-    (package / "__init__.py").touch()
+    plain_package(tmp_path)
     done = run([sys.executable, "-c", FALLBACK], cwd=tmp_path, PYTHONPATH=str(tmp_path))
     assert done.returncode == 0, done.stderr
     report, warning = done.stdout.splitlines()[-2:]
     assert report.startswith("cpu: reference; cuda: not built")
     assert "no kernels built for cpu" in warning
     assert "kernels/build_all.sh" in warning
+
+
+def plain_package(folder):
+    """The part of the package that chooses and runs ops, without built modules."""
+    package = folder / "pytorch_quantizer"
+    package.mkdir()
+    for name in ("backend", "fallback", "errors"):
+        shutil.copy(PACKAGE / f"{name}.py", package)
+    for name in ("ops", "reference"):
+        shutil.copytree(PACKAGE / name, package / name)
+    (package / "__init__.py").touch()
+    return package
+
+
+def test_kernels_that_do_not_load_are_told_of_and_plain_pytorch_runs(tmp_path):
+    (plain_package(tmp_path) / "_C.abi3.so").write_bytes(b"no library")
+    code = "from pytorch_quantizer.backend import backend; print(backend())"
+    done = run([sys.executable, "-c", code], cwd=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cpu: reference; cuda: not built")
+    assert re.search(
+        r"_C\.abi3\.so doesn't load \(.*_C\.abi3\.so.*\); build it again by kernels/build_all\.sh", done.stderr
+    )
 
 
 @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")

@@ -2,11 +2,13 @@
 #include "isa.h"
 
 #include <torch/csrc/stable/library.h>
+#include <torch/headeronly/util/Exception.h>
 
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <string>
+#include <utility>
 
 namespace pq {
 
@@ -37,10 +39,11 @@ Isa isa() {
   static const Isa best = best_isa();
   const char* wanted = std::getenv("PQ_CPU_CAPABILITY");
   if (!wanted) return best;
-  const Isa limit = !std::strcmp(wanted, "baseline") ? Isa::baseline
-                    : !std::strcmp(wanted, "avx2")   ? Isa::avx2
-                                                     : Isa::avx512;
-  return limit < best ? limit : best;
+  for (const auto& [name, limit] :
+       {std::pair{"baseline", Isa::baseline}, {"avx2", Isa::avx2}, {"avx512", Isa::avx512}}) {
+    if (!std::strcmp(wanted, name)) return limit < best ? limit : best;
+  }
+  STD_TORCH_CHECK(false, "PQ_CPU_CAPABILITY must be baseline, avx2 or avx512, got ", wanted);
 }
 
 }  // namespace pq

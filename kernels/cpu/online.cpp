@@ -6,7 +6,7 @@
 namespace pq {
 
 OnlineGrid online_grid_of(const Tensor& x, const RangeRule& rule, int64_t qmin, int64_t qmax, int64_t axis) {
-  const Tensor statistics = statistics_of(x, axis);
+  const Tensor statistics = statistics_of(x, axis, rule.spread != Spread::none);
   const int64_t channels = axis < 0 ? 1 : x.size(axis), dims = axis < 0 ? 0 : 1;
   const torch::headeronly::IntHeaderOnlyArrayRef shape(&channels, dims);
   OnlineGrid grid{torch::stable::new_empty(x, shape, ScalarType::Float),

@@ -105,13 +105,13 @@ void read_second(const Walk& walk, double* out) {
 
 }  // namespace
 
-Tensor statistics_of(const Tensor& x, int64_t axis) {
+Tensor statistics_of(const Tensor& x, int64_t axis, bool spread) {
   const Walk walk = make_walk(x, axis);
   const int64_t shape[] = {kStatistics, walk.channels};
   Tensor out = torch::stable::new_empty(x, {shape, axis < 0 ? 1u : 2u}, ScalarType::Double);
   double* data = static_cast<double*>(out.mutable_data_ptr());
   read_first(walk, data);
-  read_second(walk, data);
+  if (spread) read_second(walk, data);
   return out;
 }
 

@@ -105,7 +105,7 @@ struct FinishSecond {
 
 }  // namespace
 
-Tensor statistics_of(const Tensor& x, int64_t axis) {
+Tensor statistics_of(const Tensor& x, int64_t axis, bool spread) {
   const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const Gather gather = make_gather(x, nullptr, nullptr, axis);
   const int64_t shape[] = {kStatistics, gather.channels};
@@ -117,6 +117,7 @@ Tensor statistics_of(const Tensor& x, int64_t axis) {
   with_float(x.scalar_type(), [&]<class T>() {
     const FinishFirst first{count, rows, gather.channels};
     run_gather<FirstRead, T>({}, first, gather, x, nullptr, nullptr, partial);
+    if (!spread) return;
     const FinishSecond second{count, rows, gather.channels};
     run_gather<SecondRead, T>({rows + kMeanOut * gather.channels}, second, gather, x, nullptr, nullptr, partial);
   });

@@ -25,18 +25,28 @@ from pytorch_quantizer.quantization.qtypes import Quantizer
 PLAIN_ADDITIONS = {operator.add, torch.add, "add"}
 
 
+def copy_of(graph: Graph) -> Graph:
+    """The same graph, owned by no module."""
+    copied = Graph(tracer_cls=graph._tracer_cls)
+    copied.output(copied.graph_copy(graph, {}))
+    copied._codegen = copy.deepcopy(graph._codegen)
+    return copied
+
+
 def fused(model: GraphModule) -> Graph:
     """A copy of the model's graph in which each quantizer takes over what it can and nobody else reads."""
-    graph = Graph(tracer_cls=model.graph._tracer_cls)
-    output = graph.graph_copy(model.graph, {})
-    graph.output(output)
-    graph._codegen = copy.deepcopy(model.graph._codegen)
+    graph = copy_of(model.graph)
     for node in list(graph.nodes):
         quantizer = _quantizer_of(model, node)
-        if quantizer is not None and quantizer.takes_relu:
+        if quantizer is None:
+            continue
+        if quantizer.takes_relu:
             _take_relu(model, node)
-        if quantizer is not None and quantizer.takes_addition:
+        if quantizer.takes_addition:
             _take_addition(model, node)
+        source = node.args[0]
+        if isinstance(source, Node) and _is_free(model, source):
+            node.kwargs = {**node.kwargs, "inplace": True}
     return graph
 
 
@@ -48,12 +58,12 @@ def _quantizer_of(model: GraphModule, node: Node) -> Quantizer | None:
 def _take_relu(model: GraphModule, node: Node) -> None:
     """Of an online quantizer, which sees the ReLU's input to choose its range, it becomes the only one."""
     relu, observed = node.args[0], node.kwargs.get("observed")
-    if not isinstance(relu, Node) or not _is_plain_relu(model, relu) or len(relu.users) > 1:
+    if not isinstance(relu, Node) or not _is_plain_relu(model, relu) or len(relu.users) > 1 or _has_hooks(model, relu):
         return
     source = tensor_inputs(relu)[0]
     if observed in (None, source):
         node.kwargs = {name: value for name, value in node.kwargs.items() if name != "observed"}
-        _replace(model, node, relu, source, relu=True)
+        _replace(node, relu, source, relu=True)
 
 
 def _is_plain_relu(model: GraphModule, node: Node) -> bool:
@@ -68,16 +78,22 @@ def _take_addition(model: GraphModule, node: Node) -> None:
     if len(operands) != 2 or len(addition.args) != 2 or addition.kwargs:
         return
     first, second = sorted(operands, key=lambda operand: not _is_free(model, operand))
-    _replace(model, node, addition, first, other=second)
+    _replace(node, addition, first, other=second)
 
 
-def _replace(model: GraphModule, node: Node, operation: Node, source: Node, **what: Any) -> None:
-    """Let a quantizer read ``source`` instead of an operation on it, which it does itself."""
+def _replace(node: Node, taken: Node, source: Node, **what: Any) -> None:
+    """Let a quantizer read ``source`` instead of ``taken``, an operation on it, which it does itself."""
     node.args, node.kwargs = (source,), {**node.kwargs, **what}
-    node.graph.erase_node(operation)
-    node.kwargs = {**node.kwargs, "inplace": _is_free(model, source)}
+    node.graph.erase_node(taken)
 
 
 def _is_free(model: GraphModule, node: Node) -> bool:
-    """Whether a tensor may be overwritten: made for its one reader."""
-    return len(node.users) == 1 and (computes_afresh(model, node) or _quantizer_of(model, node) is not None)
+    """Whether a tensor may be overwritten: made for its one reader, and no hook has been given it."""
+    if len(node.users) > 1 or _has_hooks(model, node):
+        return False
+    return computes_afresh(model, node) or _quantizer_of(model, node) is not None
+
+
+def _has_hooks(model: GraphModule, node: Node) -> bool:
+    module = module_of(model, node)
+    return module is not None and bool(module._forward_hooks or module._forward_pre_hooks)

@@ -13,7 +13,6 @@ from torch import fx, nn
 from pytorch_quantizer.graph.biases import accumulators, make_room, quantize_bias
 from pytorch_quantizer.graph.names import free_name
 from pytorch_quantizer.graph.operations import (
-    computes_afresh,
     is_tensor,
     keeps_values,
     label,
@@ -79,8 +78,6 @@ def _insert_quantizer(graph: fx.GraphModule, nodes: dict[str, fx.Node], site: Si
         return
     twins = {user for user in source.users if user.meta.get("label", "").endswith(":quantized")}
     source.replace_all_uses_with(quantized, delete_user_cb=lambda user: user not in {*twins, quantized})
-    if computes_afresh(graph, source) and len(source.users) == 1:
-        quantized.kwargs = {**quantized.kwargs, "inplace": True}
 
 
 def _observed_by(quantizer: nn.Module, nodes: dict[str, fx.Node], site: Site) -> dict[str, Any]:

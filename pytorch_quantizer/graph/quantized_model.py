@@ -9,13 +9,17 @@ from typing import Any
 import pandas as pd
 from torch import fx, nn
 
-from pytorch_quantizer.graph.fuse import fused
+from pytorch_quantizer.graph.fuse import copy_of, fused
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.recipe import Recipe
 
 
 class QuantizedModel(fx.GraphModule):
     """A network whose weights and biases lie on their grids and whose activations are put on theirs at each forward.
+
+    ``forward`` runs a fused copy of ``graph``: a quantizer does the ReLU and the addition before it, and overwrites
+    what nobody else reads. To look at tensors inside, ``torch.fx.Interpreter(model).run(x)`` runs ``graph`` as it
+    stands; a hook on one of its modules counts from the next ``recompile`` on.
 
     sites: every tensor that is or could be quantized. recipe: what was carried out: what was asked for, with mixed
     precision's choice written out as overrides, so that it gives the same model again.
@@ -37,7 +41,8 @@ class QuantizedModel(fx.GraphModule):
     def recompile(self) -> Any:
         """Write ``forward`` anew: it runs the fused graph (graph/fuse.py), ``graph`` itself stays as it is.
 
-        Needed after a change of the graph, and after a quantizer was replaced by one of another kind.
+        Needed after a change of the graph, after hooks were registered, and after a quantizer was replaced by a module
+        of another kind.
         """
         apart = self._graph
         try:
@@ -45,6 +50,11 @@ class QuantizedModel(fx.GraphModule):
             return super().recompile()
         finally:
             self._graph = apart
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the graph itself: GraphModule would trace its code anew, and come back without sites."""
+        attributes = {name: value for name, value in vars(self).items() if name not in ("_graph", "_code")}
+        return _restored, (attributes, copy_of(self.graph))
 
     @property
     def sites(self) -> tuple[Site, ...]:
@@ -99,6 +109,15 @@ class QuantizedModel(fx.GraphModule):
                 *(["\nNotes", *remarks] if remarks else []),
             ]
         )
+
+
+def _restored(attributes: dict[str, Any], graph: fx.Graph) -> QuantizedModel:
+    """What was pickled."""
+    root = nn.Module()
+    vars(root).update(attributes)
+    model = QuantizedModel(root, graph)
+    model.meta.update(attributes["meta"])
+    return model.train(attributes["training"])
 
 
 def _text(table: pd.DataFrame) -> str:

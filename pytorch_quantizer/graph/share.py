@@ -40,7 +40,7 @@ def _copy_module(module: Any, memo: dict[int, Any]) -> Any:
         _copy_module(child, memo)
     for name, value in vars(module).items():
         if type(value) in CONTAINERS and not value:
-            vars(copied)[name] = type(value)()
+            vars(copied)[name] = memo.setdefault(id(value), type(value)())
         else:
             vars(copied)[name] = value if type(value) in ATOMS else copy.deepcopy(value, memo)
     return copied

@@ -53,6 +53,8 @@ def online_fake_quantize(
             f"spread must be one of {', '.join(SPREADS)} and support one of {', '.join(SUPPORTS)}, "
             f"got {spread!r} and {support!r}"
         )
+    if not 0 <= reach < float("inf") or not ceiling > 0:
+        raise InputError(f"reach must be finite, 0 or more, and ceiling above 0, got {reach} and {ceiling}")
     if symmetric and qmin >= 0:
         raise InputError(f"a symmetric grid must be signed, got qmin={qmin}")
     rule: tuple[Any, ...] = (relu, SPREADS.index(spread), reach, SUPPORTS.index(support), ceiling, symmetric)

@@ -144,8 +144,9 @@ def dequantize(
     """Undo `quantize`: y = (q − z)·s, computed in float32 and rounded once to `dtype` (float32, float16, bfloat16).
 
     codes: int8, uint8, int16 or int32, any shape and layout, |q| ≤ 2²⁴; y has its shape and layout.
-    Not differentiable. Raises InputError where an argument doesn't fit.
+    Not differentiable. Raises InputError where an argument doesn't fit, and where a gradient is needed.
     """
+    check_no_gradient(scale, "dequantize")
     if codes.dtype not in CODES:
         raise InputError(f"codes must be int8, uint8, int16 or int32, got {codes.dtype}")
     if dtype not in FLOATS:

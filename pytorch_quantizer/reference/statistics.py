@@ -7,9 +7,14 @@ from torch import Tensor
 @torch.no_grad()
 def tensor_statistics(x: Tensor, *, axis: int | None = None) -> Tensor:
     """Compute the rows of `ops.STATISTICS` in float64: [9], or [9, C] along `axis`."""
-    rows = (x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)).to(torch.float64)
-    statistics = _row_statistics(rows)
+    statistics = _row_statistics(_rows(x, axis))
     return statistics[:, 0] if axis is None else statistics
+
+
+def _rows(x: Tensor, axis: int | None) -> Tensor:
+    """[C, n] in float64; C is 1 where there is no axis."""
+    channels = x[None] if axis is None else x.movedim(axis, 0)
+    return (channels.flatten(1) if channels.dim() > 1 else channels[:, None]).to(torch.float64)
 
 
 def _row_statistics(rows: Tensor) -> Tensor:
@@ -31,7 +36,7 @@ def histogram(x: Tensor, exponent: Tensor, *, bins: int, axis: int | None = None
 
     In float64, where the product with a power of two is exact for every float32.
     """
-    rows = (x.reshape(1, -1) if axis is None else x.movedim(axis, 0).flatten(1)).to(torch.float64)
+    rows = _rows(x, axis)
     place = torch.floor(torch.ldexp(rows, -exponent.reshape(-1, 1))) + bins // 2
     place = torch.where((place >= 0) & (place < bins), place, bins + 1.0)
     place = torch.where(rows == 0, float(bins), place).to(torch.int64)

@@ -98,6 +98,57 @@ def test_copies_and_compiled_models_run_it_too():
     assert calls(copy.deepcopy(model), "relu") == 19
 
 
+def test_an_online_model_compiles():
+    images = torch.randn(2, 3, 64, 64)
+    model = pq.quantize(create_model("squeezenet1_1"), RECIPES["online"], None, progress=False)
+    with torch.inference_mode():
+        expected = model(images)
+        assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(images), expected)
+
+
+def test_additions_of_two_types_run_under_autocast():
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 8, 8)
+    model = pq.quantize(Branches().eval(), pq.Recipe(weights="int8", activations="int8"), [images], progress=False)
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(model(images), fx.Interpreter(model).run(images))
+
+
+def test_hooks_see_what_their_modules_compute_once_recompiled():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    model = pq.quantize(create_model("resnet20"), "w8a4_aciq", [images], progress=False)
+    seen = []
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ReLU):
+            module.register_forward_hook(lambda *call: seen.append(call[2]))
+    model.recompile()
+    with torch.inference_mode():
+        model(images)
+        fused = seen.copy()
+        seen.clear()
+        fx.Interpreter(model).run(images)
+    assert len(fused) == len(seen) == 38
+    assert all(torch.equal(*pair) for pair in zip(fused, seen, strict=True))
+
+
+def test_its_own_graph_overwrites_nothing():
+    torch.manual_seed(0)
+    images = torch.randn(2, 3, 32, 32)
+    model = pq.quantize(create_model("resnet20"), "w8a4_aciq", [images], progress=False)
+    values = {}
+
+    class Keeper(fx.Interpreter):
+        def run_node(self, n):
+            value = super().run_node(n)
+            values[n] = (value, value.clone()) if isinstance(value, torch.Tensor) else None
+            return value
+
+    with torch.inference_mode():
+        Keeper(model).run(images)
+    assert all(torch.equal(*pair) for pair in values.values() if pair)
+
+
 @pytest.mark.cuda
 def test_cuda_graphs(device):
     if device != "cuda":

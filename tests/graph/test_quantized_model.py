@@ -1,6 +1,7 @@
 """QuantizedModel: what it says of itself, and copies that stay whole."""
 
 import copy
+import pickle
 
 import torch
 from networks import Untraceable, images, sequence
@@ -85,3 +86,23 @@ class TestCopies:
 
     def test_is_in_eval_mode(self):
         assert not any(module.training for module in simulated().modules())
+
+
+class TestPickle:
+    def test_comes_back_whole(self):
+        model = simulated()
+        restored = pickle.loads(pickle.dumps(model))
+        assert isinstance(restored, QuantizedModel)
+        assert restored.summary() == model.summary()
+        assert torch.equal(restored(images()), model(images()))
+        assert not restored.training
+        modules = set(restored.modules())
+        assert all(site.quantizer in modules for site in restored.sites if site.quantizer is not None)
+
+
+def test_quantizers_may_be_taken_out():
+    model = simulated()
+    for name, _ in list(model.quantizers.named_children()):
+        setattr(model.quantizers, name, nn.Identity())
+    model.recompile()
+    assert model(images()).isfinite().all()

@@ -84,6 +84,12 @@ class TestCopySharingParameters:
         copy_sharing_parameters(net)(torch.ones(1, 2))
         assert calls == [1]
 
+    def test_an_empty_list_that_two_modules_share_stays_one(self) -> None:
+        net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+        net[0].log = net[1].log = []
+        copied = copy_sharing_parameters(net)
+        assert copied[0].log is copied[1].log is not net[0].log
+
     def test_a_class_that_says_how_it_is_copied_is_heard(self) -> None:
         assert copy_sharing_parameters(nn.Sequential(Odd()))[0].copies == 1
 

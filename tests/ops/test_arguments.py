@@ -7,6 +7,7 @@ from op_checks import (
 )
 
 from pytorch_quantizer import InputError, ops
+from pytorch_quantizer.backend import module_path
 
 
 class TestChecks:
@@ -54,6 +55,17 @@ class TestChecks:
             ops.dequantize(self.x, *self.good[:2])
         with pytest.raises(InputError, match=r"dtype must be float32, .* got torch\.float64"):
             ops.dequantize(self.x.to(torch.int8), *self.good[:2], dtype=torch.float64)
+
+    def test_a_gradient_for_the_scale_is_refused(self):
+        scale, zero_point = torch.tensor(1.0, requires_grad=True), torch.tensor(0, dtype=INT)
+        with pytest.raises(InputError, match="dequantize has no gradient"):
+            ops.dequantize(self.x.to(torch.int8), scale, zero_point)
+
+    @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
+    def test_an_instruction_set_that_is_none(self, monkeypatch):
+        monkeypatch.setenv("PQ_CPU_CAPABILITY", "AVX2")
+        with pytest.raises(RuntimeError, match="PQ_CPU_CAPABILITY must be baseline, avx2 or avx512, got AVX2"):
+            ops.fake_quantize(self.x, *self.good)
 
     def test_statistics(self):
         with pytest.raises(InputError, match=r"x must be float32, .* got torch\.int32"):

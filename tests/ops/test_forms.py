@@ -62,3 +62,32 @@ class TestForms:
             ops.fake_quantize(x[:90], *grid, out=x[10:])
         with pytest.raises(RuntimeError, match="expanded"):
             ops.fake_quantize(x, *grid, out=torch.zeros(1, device=device).expand(100))
+        wide = torch.zeros(64, 100, device=device)
+        with pytest.raises(RuntimeError, match="not overlap"):
+            ops.fake_quantize(wide[:, :90], *grid, out=wide[:, 7:97])
+        with pytest.raises(RuntimeError, match="elements overlap"):
+            ops.fake_quantize(torch.zeros(50, 2, device=device), *grid, out=x.as_strided((50, 2), (1, 1)))
+
+    def test_rows_of_one_matrix_are_apart(self, device):
+        wide = torch.randn(8, 100, device=device)
+        grid = (*hard_grid(wide, None), 0, 15)
+        expected = reference.fake_quantize(wide[:4, 3:50], *grid)
+        assert_same(ops.fake_quantize(wide[:4, 3:50], *grid, out=wide[4:, 3:50]).contiguous(), expected)
+
+
+class TestManyDimensions:
+    @pytest.mark.parametrize("dims", [17, 64, 65, 100, 1000])
+    def test_of_one_or_in_sequence(self, device, dims):
+        """Dimensions of size 1, however many, and sixteen that continue one another."""
+        x = torch.randn(2**16, device=device)
+        grid = (*hard_grid(x, None), 0, 15)
+        shape = [2] * 16 + [1] * (dims - 16)
+        got = ops.fake_quantize(x.reshape(shape), *grid, rounding="stochastic", seed=3)
+        assert_same(got.reshape(-1), ops.fake_quantize(x, *grid, rounding="stochastic", seed=3))
+        assert_same(ops.tensor_statistics(x.reshape(shape)), ops.tensor_statistics(x))
+
+    @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
+    def test_more_than_sixteen_that_do_not_continue_one_another(self, device):
+        x = torch.randn([2] * 17, device=device).permute(*reversed(range(17)))
+        with pytest.raises(RuntimeError, match=r"at most 16 dimensions .*; make the tensor contiguous"):
+            ops.fake_quantize(x, *hard_grid(x, None), 0, 15)

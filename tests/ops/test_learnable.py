@@ -149,6 +149,14 @@ class TestPromises:
                     x, x, *learned, 0, 15, -1, 1.0, dx, *map(torch.empty_like, learned)
                 )
 
+    def test_gradients_that_overlap_are_refused(self, device):
+        x = torch.randn(10, device=device)
+        learned, dx = parameters(x, None), torch.empty_like(x)
+        one = torch.empty_like(learned[0])
+        for ds, dz in ((one, one), (dx[0], one), (one, dx[1])):
+            with pytest.raises(RuntimeError, match="the gradients must not overlap"):
+                raw.learnable_fake_quantize_backward_out(x.clone(), x, *learned, 0, 15, -1, 1.0, dx, ds, dz)
+
     def test_straight_through_into_out(self, device):
         for layout in LAYOUTS:
             x = hard_tensor(layout, device=device)

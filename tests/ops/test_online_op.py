@@ -112,6 +112,8 @@ class TestEdges:
             ({"symmetric": True}, r"a symmetric grid must be signed, got qmin=0"),
             ({"axis": 3}, r"axis must name one of the 1 dimensions"),
             ({"rounding": "up"}, r"rounding must be one of"),
+            ({"spread": "abs_dev", "reach": float("nan")}, r"reach must be finite, 0 or more, .* got nan"),
+            ({"support": "rectified", "ceiling": float("nan")}, r"ceiling above 0, got 0.0 and nan"),
         ],
     )
     def test_one_clear_error(self, keywords, message):

@@ -35,6 +35,11 @@ class TestStatistics:
         check_statistics(torch.randn(5, 5001, generator=torch.Generator().manual_seed(0)).to(device), 1)
         check_statistics(torch.randn(5001, 5, generator=torch.Generator().manual_seed(0)).to(device), 0)
 
+    def test_one_dimension_of_channels(self, device):
+        x = torch.tensor([-1.0, 0.0, 2.0], device=device)
+        assert_same(*both("tensor_statistics", x, axis=0))
+        assert_same(*both("histogram", x, torch.zeros(3, dtype=torch.int64, device=device), bins=8, axis=0))
+
     def test_empty(self, device):
         inf = float("inf")
         for x, axis in ((torch.zeros(0), None), (torch.zeros(2, 0), 0), (torch.zeros(0, 2), 1)):

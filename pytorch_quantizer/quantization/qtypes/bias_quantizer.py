@@ -50,8 +50,8 @@ class BiasQuantizer(Quantizer):
         """q · (s_x·s_w), float32, computed in float64 and rounded once."""
         return (codes.double() * self.scale.double()).float()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Simulate, in x's dtype."""
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Simulate, in x's dtype. ``inplace`` is of no use: biases are small."""
         return self.dequantize(self.quantize(x)).to(x.dtype)
 
     def storage(self) -> dict[str, Tensor]:

@@ -125,7 +125,7 @@ class IntQuantizer(Quantizer):
         if other is None and not relu:
             op = ops.fake_quantize_ if inplace else ops.fake_quantize
             return op(x, *grid, axis=self.axis, **self._rounding(x))
-        inplace = inplace and (other is None or (other.shape == x.shape and not other.requires_grad))
+        inplace = inplace and (other is None or (_is_like(other, x) and not other.requires_grad))
         out = x if inplace else None
         return ops.fused_fake_quantize(x, *grid, other=other, relu=relu, out=out, axis=self.axis, **self._rounding(x))
 
@@ -170,3 +170,8 @@ class IntQuantizer(Quantizer):
         granularity = "per-tensor" if self.axis is None else f"per-channel axis={self.axis}"
         kind = "symmetric" if self.symmetric else "affine"
         return f"{self.describe()}, {kind}, {granularity}, clip={self.clip}"
+
+
+def _is_like(a: Tensor, b: Tensor) -> bool:
+    """Whether their sum is a tensor of b's kind: it then has room in b."""
+    return a.shape == b.shape and a.dtype == b.dtype and a.device == b.device

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pytorch_quantizer import ops
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.quantization.clipping import Domain, analytic_reach, choose_range
+from pytorch_quantizer.quantization.clipping import Domain, Support, analytic_reach, choose_range
 from pytorch_quantizer.quantization.qparams import GridSpec, QParams
 from pytorch_quantizer.quantization.qtypes.int_quantizer import IntQuantizer
 from pytorch_quantizer.quantization.statistics import TensorStatistics
@@ -44,6 +44,8 @@ class OnlineQuantizer(IntQuantizer):
             seed=settings.seed,
             across_batches=settings.across_batches,
         )
+        kinds: set[Support] = {self.domain.support, "nonnegative"}
+        self._rules = {support: analytic_reach(self.clip, self.bits, support) for support in kinds}
         self.register_buffer("scale", None, persistent=False)
         self.register_buffer("zero_point", None, persistent=False)
 
@@ -75,7 +77,8 @@ class OnlineQuantizer(IntQuantizer):
         observed: the tensor whose statistics choose the range, where it isn't x: a ReLU's input, for a rectified
         domain. Without it and without ``relu`` such a domain is taken as non-negative, for x no longer tells what the
         ReLU cut off. inplace: overwrites x if no gradient is needed. Raises InputError for an empty batch, and for NaN
-        or infinite values; on a GPU, where asking would mean to wait, these give NaN, and an empty batch nothing.
+        or infinite values; on a GPU and when compiled, where asking would mean to wait, these give NaN, and an empty
+        batch nothing.
         """
         domain = self.domain
         if observed is None and not relu and domain.support == "rectified":
@@ -93,7 +96,7 @@ class OnlineQuantizer(IntQuantizer):
 
     def _in_one_call(self, x: Tensor, domain: Domain, inplace: bool, relu: bool) -> Tensor | None:
         """The same by one op; None where the range isn't one that it knows, or x holds what must be refused."""
-        rule = analytic_reach(self.clip, self.bits, domain.support)
+        rule = self._rules[domain.support]
         if rule is None or (self.symmetric and not self.signed) or not x.numel():
             return None
         spread, reach = rule
@@ -109,7 +112,8 @@ class OnlineQuantizer(IntQuantizer):
             **kind,
             **self._rounding(x),
         )
-        if scale.device.type == "cpu" and not bool(scale.isfinite().all()):
+        waits = scale.device.type != "cpu" or torch.compiler.is_compiling()
+        if not waits and not bool(scale.isfinite().all()):
             return None
         self.scale, self.zero_point = scale, zero_point
         return y

@@ -23,7 +23,7 @@ class Quantizer(nn.Module, ABC):
     name doesn't repeat ("ternary"). needs_histogram: whether ``fit`` wants statistics that hold a histogram. blocked:
     its scales are those of blocks along what a layer sums over; an activation's channels have none of their own.
     takes_relu, takes_addition: whether ``forward`` has an argument ``relu``, ``other``, and does relu(x + other) first
-    in its own pass.
+    in its own pass. The graph tells ``forward`` inplace=True where nobody else reads x.
     """
 
     is_integer: ClassVar[bool] = False
@@ -68,8 +68,8 @@ class Quantizer(nn.Module, ABC):
         """Choose the grid from a tensor or from its statistics. Raises InputError where they don't allow one."""
 
     @abstractmethod
-    def forward(self, x: Tensor) -> Tensor:
-        """Simulate: the same shape and dtype as x, values on the grid."""
+    def forward(self, x: Tensor, inplace: bool = False) -> Tensor:
+        """Simulate: the same shape and dtype as x, values on the grid; inplace: x may be overwritten."""
 
     @abstractmethod
     def quantize(self, x: Tensor) -> Tensor:
