@@ -3,11 +3,15 @@
 A rule whose rows weren't measured gives no bar: what is absent has not passed.
 """
 
+import json
 import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
+
+from pytorch_quantizer.atomic import write_atomically
 
 Row = dict[str, Any]
 
@@ -72,6 +76,12 @@ class Bar:
 def bandwidth(row: Row) -> float:
     """Bytes a second."""
     return row["bytes"] / row["seconds"]
+
+
+def save_rows(path: Path, rows: Iterable[Row], provenance: Row) -> None:
+    """A JSON list with a line a row; each ends with what was measured where, and when."""
+    lines = ",\n".join(json.dumps(row | provenance) for row in rows)
+    write_atomically(path, f"[\n{lines}\n]\n".encode())
 
 
 def bars(rows: Iterable[Row], rules: Iterable[Rule]) -> list[Bar]:

@@ -9,17 +9,16 @@ kernel_cases.py; the bars: kernel_bars.py; a picture of the JSON file: kernel_pi
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from bars import Row, bandwidth, bars, print_bars
+from bars import Row, bandwidth, bars, print_bars, save_rows
 from kernel_bars import rules
 from kernel_cases import CALLS, CASES, Case, activation
 from turns import Run, medians
 
-from pytorch_quantizer.atomic import require_writable, write_atomically
+from pytorch_quantizer.atomic import require_writable
 from pytorch_quantizer.command_line import run
 from pytorch_quantizer.environment import choose_device, free_memory, provenance
 
@@ -121,8 +120,7 @@ def main() -> None:
         rows += (measured := measure(case, options.repeats))
         print_rows(measured)
     if options.json:
-        text = json.dumps({**provenance(options.device), "repeats": options.repeats, "rows": rows}, indent=1)
-        write_atomically(options.json, f"{text}\n".encode())
+        save_rows(options.json, rows, provenance(options.device) | {"repeats": options.repeats})
     print_bars(bars(rows, rules()), f"{options.threads} threads, medians, one run; PyTorch's ops allocate their output")
 
 

@@ -10,17 +10,16 @@ Two threads on the CPU. The bars come last.
 
 import argparse
 import copy
-import json
 from functools import partial
 from pathlib import Path
 
 import torch
-from bars import Row, Rule, bars, print_bars
+from bars import Row, Rule, bars, print_bars, save_rows
 from torch import Tensor, nn
 from turns import medians
 
 import pytorch_quantizer as pq
-from pytorch_quantizer.atomic import require_writable, write_atomically
+from pytorch_quantizer.atomic import require_writable
 from pytorch_quantizer.command_line import run
 from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.errors import InputError
@@ -126,8 +125,7 @@ def main() -> None:
         rows += (measured := measure(name, options))
         print_rows(name, measured)
     if options.json:
-        text = json.dumps({**provenance(options.device), "repeats": options.repeats, "rows": rows}, indent=1)
-        write_atomically(options.json, f"{text}\n".encode())
+        save_rows(options.json, rows, provenance(options.device) | {"repeats": options.repeats})
     print_bars(bars(rows, RULES), f"{options.threads} threads, medians, one run")
 
 

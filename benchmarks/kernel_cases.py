@@ -211,7 +211,7 @@ def online_fake_quantize(x: Tensor) -> Iterator[Case]:
 
 
 def codebook(x: Tensor) -> Iterator[Case]:
-    """To the nearest of 16 or 256 levels, into out=."""
+    """To the nearest of 16 or 256 levels, into out=; of 16, to its index and back too."""
     out = torch.zeros_like(x)
     for words in (16, 256):
         levels = torch.linspace(-3, 3, words, device=x.device)
@@ -222,6 +222,24 @@ def codebook(x: Tensor) -> Iterator[Case]:
             "expression": lambda levels=levels, highest=highest: levels[torch.bucketize(x, highest)],
         }
         yield Case(f"codebook {words} words", x, 2 * x.nbytes, runs)
+        if words == 16:
+            yield from codebook_codes(x, levels, highest)
+
+
+def codebook_codes(x: Tensor, levels: Tensor, highest: Tensor) -> Iterator[Case]:
+    """The index of the nearest level as uint8, and the level of an index."""
+    q, out = ops.codebook_quantize(x, highest), torch.zeros_like(x)
+    copy = {"copy": partial(out.copy_, x)}
+    forth = {
+        "ours": partial(ops.codebook_quantize, x, highest),
+        "expression": lambda: torch.bucketize(x, highest).to(torch.uint8),
+    }
+    yield Case("codebook_quantize", x, x.nbytes + q.nbytes, copy | forth)
+    back = {
+        "ours": partial(ops.codebook_dequantize, q, levels, dtype=x.dtype),
+        "expression": lambda: levels[q.long()].to(x.dtype),
+    }
+    yield Case("codebook_dequantize", x, x.nbytes + q.nbytes, copy | back)
 
 
 def halves(q: Tensor) -> Tensor:
@@ -231,7 +249,7 @@ def halves(q: Tensor) -> Tensor:
 
 
 def packing(x: Tensor) -> Iterator[Case]:
-    """4-bit codes, a byte each, to two a byte and back; the copy is that of the codes."""
+    """Codes of 4, 2 and 1 bits, a byte each, packed and back; the copy is that of the codes."""
     q = ops.quantize(x.reshape(-1), *grid(x, None), QMIN, QMAX)
     packed, out = ops.pack(q, 4), torch.zeros_like(q)
     copy = {"copy": partial(out.copy_, q)}
@@ -242,6 +260,13 @@ def packing(x: Tensor) -> Iterator[Case]:
         "expression": lambda: torch.stack([packed & 15, packed >> 4], -1).view(-1),
     }
     yield Case("unpack int4", q, q.nbytes + packed.nbytes, copy | back)
+    for bits in (2, 1):
+        narrow = q & (2**bits - 1)
+        room = ops.pack(narrow, bits)
+        moved = q.nbytes + room.nbytes
+        yield Case(f"pack int{bits}", q, moved, copy | {"ours": partial(ops.pack, narrow, bits, out=room)})
+        run = partial(ops.unpack, room, bits, q.shape, out=out)
+        yield Case(f"unpack int{bits}", q, moved, copy | {"ours": run})
 
 
 def torch_learnable_backward(grad: Tensor, x: Tensor, scale: Tensor, zero_point: Tensor, axis: int | None) -> Run:
@@ -283,7 +308,7 @@ def tensor_statistics(x: Tensor) -> Iterator[Case]:
 
 
 def histogram(x: Tensor) -> Iterator[Case]:
-    """2,048 bins over [−4, 4)."""
+    """2,048 bins over [−4, 4), and as many that grow to hold all."""
     exponent = torch.tensor(-8, device=x.device)
     runs = {
         "ours": partial(ops.histogram, x, exponent, bins=BINS),
@@ -291,6 +316,9 @@ def histogram(x: Tensor) -> Iterator[Case]:
         "torch": partial(torch.histc, x, BINS, -4, 4),
     }
     yield Case("histogram", x, x.nbytes, runs)
+    counts, largest = ops.histogram(x, exponent, bins=BINS), x.abs().amax().float()
+    grows = partial(ops.growing_histogram, x, counts, exponent, largest=largest)
+    yield Case("growing_histogram", x, x.nbytes, {"ours": grows, **reads(x)})
 
 
 def reads(x: Tensor) -> dict[str, Run]:

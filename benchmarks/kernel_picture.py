@@ -11,7 +11,6 @@ import json
 import statistics
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 from bars import Row, bandwidth
 from bokeh.embed import file_html
@@ -25,6 +24,10 @@ from pytorch_quantizer.command_line import run
 from pytorch_quantizer.errors import InputError
 
 COPY = "copy_"
+FORMS = {  # of an op: the dash of each; all others are drawn in one stroke
+    **{"axis 0": "dashed", "axis 1": "dotted", "256 words": "dashed", "int2": "dashed", "int1": "dotted"},
+    "stochastic": "dotted",
+}
 Curves = dict[str, list[tuple[int, float]]]
 
 
@@ -39,26 +42,35 @@ def curves(rows: list[Row], dtype: str, layout: str) -> Curves:
     return {name: [(size, statistics.median(found[name][size])) for size in sorted(found[name])] for name in names}
 
 
-def colours(names: list[str]) -> dict[str, str]:
-    """The copy's is black."""
-    palette = Category20[20]
-    others = [name for name in names if name != COPY]
-    return {COPY: "#000000"} | {name: palette[i % len(palette)] for i, name in enumerate(others)}
+def looks(names: list[str]) -> dict[str, tuple[str, str]]:
+    """(colour, dash) of each: the copy's black and dashed; an op's forms share a colour, apart by their dashes."""
+    palette = [*Category20[20][::2], *Category20[20][1::2]]
+    ops = list(dict.fromkeys(_op_and_form(name)[0] for name in names if name != COPY))
+    found = {COPY: ("#000000", "dashed")}
+    for name in names:
+        op, form = _op_and_form(name)
+        if name != COPY:
+            found[name] = palette[ops.index(op) % len(palette)], FORMS.get(form, "solid")
+    return found
+
+
+def _op_and_form(name: str) -> tuple[str, str]:
+    """("fake_quantize", "axis 1")."""
+    op, _, form = name.partition(" ")
+    return op, form
 
 
 def page(found: Curves, title: str) -> str:
     """The picture as an HTML page; a click on a name hides its curve."""
     plot = figure(x_axis_type="log", width=1000, height=600, title=title, x_axis_label="elements", y_axis_label="GB/s")
     plot.y_range.start = 0
-    colour = colours(list(found))
+    look = looks(list(found))
     for name, points in found.items():
         source = {"elements": [size for size, _ in points], "rate": [rate for _, rate in points]}
         source |= {"op": [name] * len(points)}
-        dash = "dashed" if name == COPY else "solid"
-        plot.line(
-            "elements", "rate", source=source, color=colour[name], legend_label=name, line_width=2, line_dash=dash
-        )
-        plot.scatter("elements", "rate", source=source, color=colour[name], legend_label=name, size=6)
+        colour, dash = look[name]
+        plot.line("elements", "rate", source=source, color=colour, legend_label=name, line_width=2, line_dash=dash)
+        plot.scatter("elements", "rate", source=source, color=colour, legend_label=name, size=6)
     plot.add_tools(HoverTool(tooltips=[("op", "@op"), ("elements", "@elements{0,0}"), ("GB/s", "@rate{0.0}")]))
     plot.legend.click_policy = "hide"
     plot.add_layout(plot.legend[0], "right")
@@ -72,26 +84,27 @@ def save_png(found: Curves, title: str, path: Path) -> None:
     mpl.use("agg")
     from matplotlib import pyplot as plt
 
-    drawn, axes = plt.subplots(figsize=(9, 5), layout="constrained")
-    colour = colours(list(found))
+    drawn, axes = plt.subplots(figsize=(10, 6.5), layout="constrained")
+    look = looks(list(found))
     for name, points in found.items():
         sizes, rates = zip(*points, strict=True)
-        axes.plot(sizes, rates, "--" if name == COPY else "-", marker="o", ms=3.5, color=colour[name], label=name)
+        colour, dash = look[name]
+        axes.plot(sizes, rates, ls=dash, marker="o", ms=3.5, color=colour, label=name)
     axes.set(xscale="log", ylim=(0, None), xlabel="elements", ylabel="GB/s")
     axes.set_title(title, loc="left", fontsize=10)
     axes.grid(color="#e6e6e6")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=7)
     with atomic_path(path) as temporary:
         drawn.savefig(temporary, format="png", dpi=150)
     plt.close(drawn)
 
 
-def heading(record: dict[str, Any], dtype: str, layout: str) -> str:
-    """What was measured, where and when."""
-    machine = record["machine"]
+def heading(row: Row, dtype: str, layout: str) -> str:
+    """What was measured, where and when, as a row tells."""
+    machine = row["machine"]
     where = machine.get("gpu") or f"{machine['processor']}, {machine['threads']} threads"
-    return f"Bandwidth of each op on {where}: {dtype}, {layout} ({record['date']})"
+    return f"Bandwidth of each op on {where}: {dtype}, {layout} ({row['date']})"
 
 
 def main() -> None:
@@ -105,11 +118,11 @@ def main() -> None:
     options = parser.parse_args()
     if not options.measured.is_file():
         raise InputError(f"{options.measured} isn't there: make it by bench_kernels.py --json {options.measured}")
-    record = json.loads(options.measured.read_text())
-    found = curves(record["rows"], options.dtype, options.layout)
+    rows = json.loads(options.measured.read_text())
+    found = curves(rows, options.dtype, options.layout)
     if not found:
         raise InputError(f"{options.measured} has no rows of {options.dtype}, {options.layout}")
-    title = heading(record, options.dtype, options.layout)
+    title = heading(rows[0], options.dtype, options.layout)
     name = options.measured.stem
     png, html = options.png or Path("figures", f"{name}.png"), options.html or Path("results", f"{name}.html")
     save_png(found, title, png)
