@@ -28,7 +28,7 @@ class IntQuantizer(Quantizer):
     bits: 1 to 16. signed, narrow: the code range (qparams.grid_limits). symmetric: z = 0; else affine (GEMMLOWP).
     clip: a name in clipping.CLIPPINGS, with its parameter; across_batches: "max" or "mean" (clipping.choose_range).
     domain: what is known of the values. rounding: one of ops.ROUNDINGS; stochastic draws from ``seed``, each forward
-    from where the last one stopped.
+    from where the last one stopped (not when a CUDA graph replays one: it repeats what it captured).
     Raises InputError where these contradict each other or are unknown.
     """
 
