@@ -17,6 +17,12 @@ RECIPES = {
 }
 
 
+INT8 = {
+    "int8": pq.Recipe(weights="int8", activations="int8"),
+    "int8, additions of floats": pq.Recipe(weights="int8", activations="int8", residual="float32", deployable=False),
+}
+
+
 def calls(model, argument):
     return model.code.count(f", {argument} = ")
 
@@ -35,6 +41,30 @@ class Branches(nn.Module):
         d = torch.relu(c)
         e = self.third(d) + d + 1.0
         return nn.functional.relu6(e) + c
+
+
+class Between(nn.Module):
+    """Something between convolutions."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.first, self.second, self.last = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.whole = nn.Conv2d(4, 4, 8)
+        self.shift = nn.Parameter(torch.randn(1, 4, 8, 8))
+        self.between = between
+
+    def forward(self, x):
+        return self.last(self.between(self, x))
+
+
+BETWEEN = {
+    "a multiple added": lambda own, x: torch.add(own.first(x), own.second(x), alpha=2),
+    "a multiple, the old way": lambda own, x: torch.add(own.first(x), 2, own.second(x)),
+    "broadcast": lambda own, x: own.whole(x) + own.first(x),
+    "the input's ReLU": lambda own, x: torch.relu(x),
+    "a parameter added to the input": lambda own, x: x + own.shift,
+    "the input added to a parameter": lambda own, x: own.shift + x,
+}
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -75,6 +105,46 @@ def test_what_others_read_is_neither_fused_nor_overwritten():
     assert torch.allclose(first, network(images), atol=0.2)
 
 
+@pytest.mark.filterwarnings("ignore:This overload of add is deprecated")
+@pytest.mark.parametrize("recipe", INT8)
+@pytest.mark.parametrize("between", BETWEEN)
+def test_neither_the_result_nor_what_it_came_from_changes(between, recipe):
+    torch.manual_seed(0)
+    images = torch.randn(1, 4, 8, 8)
+    network = Between(BETWEEN[between]).eval().requires_grad_(False)
+    model = pq.quantize(network, INT8[recipe], [images], progress=False)
+    sources = [images, *model.parameters()]
+    before = [tensor.detach().clone() for tensor in sources]
+    with torch.inference_mode():
+        expected = fx.Interpreter(model).run(images)
+        assert torch.equal(model(images), expected)
+        assert torch.equal(model(images), expected)
+    assert all(torch.equal(*pair) for pair in zip(sources, before, strict=True))
+
+
+def test_an_online_quantizer_keeps_what_it_observes():
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 8, 8)
+    model = pq.quantize(Branches().eval(), RECIPES["online"], None, progress=False)
+    assert calls(model, "observed") > 0  # a before its own quantizer, behind which the ReLU reads it
+    assert torch.equal(model(images), fx.Interpreter(model).run(images))
+
+
+@pytest.mark.parametrize("frozen", ["first", "second"])
+@pytest.mark.parametrize("recipe", INT8)
+def test_an_addition_keeps_the_gradient_of_either_operand(recipe, frozen):
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 8, 8)
+    network = Between(lambda own, x: own.first(x) + own.second(x)).eval()
+    network.get_submodule(frozen).requires_grad_(False)
+    model = pq.quantize(network, INT8[recipe], [images], progress=False)
+    trained = [p for name in ("first", "second") if name != frozen for p in model.get_submodule(name).parameters()]
+    grads = [torch.autograd.grad(run(images).sum(), trained) for run in (model, fx.Interpreter(model).run)]
+    for one, other in zip(*grads, strict=True):
+        assert torch.equal(one, other)
+        assert one.abs().sum() > 0
+
+
 def test_gradients_flow_through_the_fused_graph():
     torch.manual_seed(0)
     images = torch.randn(2, 4, 8, 8)
@@ -96,6 +166,15 @@ def test_copies_and_compiled_models_run_it_too():
         assert torch.equal(copy.deepcopy(model)(images), expected)
         assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(images), expected)
     assert calls(copy.deepcopy(model), "relu") == 19
+
+
+def test_an_online_quantizer_observes_what_no_other_has_overwritten():
+    torch.manual_seed(0)
+    images = torch.randn(2, 4, 8, 8)
+    model = pq.quantize(Branches().eval(), RECIPES["online"], None, progress=False)
+    expected = model(images)  # nothing is done in place where a gradient is needed
+    with torch.no_grad():
+        assert torch.equal(model(images), expected)
 
 
 def test_an_online_model_compiles():

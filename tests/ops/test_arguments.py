@@ -74,6 +74,7 @@ class TestChecks:
             ops.tensor_statistics(self.x, axis=5)
 
     def test_devices_must_match(self):
-        scale, zero_point = torch.tensor(1.0, device="meta"), torch.tensor(0, dtype=INT, device="meta")
-        with pytest.raises(InputError, match=r"on the tensor's device cpu, got meta, meta"):
-            ops.fake_quantize(self.x, scale, zero_point, 0, 15)
+        scale, zero_point = self.good[:2]
+        for scale_device, zero_device in (("meta", "meta"), ("meta", "cpu"), ("cpu", "meta")):
+            with pytest.raises(InputError, match=rf"tensor's device cpu, got {scale_device}, {zero_device}"):
+                ops.fake_quantize(self.x, scale.to(scale_device), zero_point.to(zero_device), 0, 15)

@@ -8,6 +8,24 @@ from pytorch_quantizer import InputError, ops, reference
 from pytorch_quantizer.backend import module_path
 
 
+def on_a_grid(op, x, out, **keywords):
+    return op(x, *hard_grid(x, None), 0, 15, out=out, **keywords)
+
+
+def codebook(x, out):
+    levels = torch.arange(4.0, device=x.device)
+    return ops.codebook_fake_quantize(x, levels, levels[1:] - 0.5, out=out)
+
+
+# Every op of floats that takes out=, on x.
+OUT_FORMS = {
+    "fake_quantize": lambda x, out: on_a_grid(ops.fake_quantize, x, out),
+    "fused_fake_quantize": lambda x, out: on_a_grid(ops.fused_fake_quantize, x, out, other=x.detach(), relu=True),
+    "online_fake_quantize": lambda x, out: ops.online_fake_quantize(x, 0, 15, out=out)[0],
+    "codebook_fake_quantize": codebook,
+}
+
+
 class TestForms:
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_out_of_any_layout(self, device, layout):
@@ -18,6 +36,15 @@ class TestForms:
             got = ops.fake_quantize(x, *grid, axis=1, rounding="stochastic", seed=4, out=out)
             assert got is out
             assert_same(out.contiguous(), expected.contiguous())
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_out_whose_elements_lie_apart(self, device, dtype):
+        x = hard_tensor("contiguous", dtype, device)
+        grid = (*hard_grid(x, 1), 0, 15)
+        wide = torch.full((*x.shape, 2), 7.0, dtype=dtype, device=device)
+        ops.fake_quantize(x, *grid, axis=1, out=wide[..., 0])
+        assert_same(wide[..., 0].contiguous(), reference.fake_quantize(x, *grid, axis=1))
+        assert (wide[..., 1] == 7).all()
 
     @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name != "expanded"])
     def test_in_place(self, device, layout):
@@ -54,17 +81,37 @@ class TestForms:
             with pytest.raises(RuntimeError, match="modified by an inplace operation"):
                 y.sum().backward()
 
+    @pytest.mark.parametrize("form", OUT_FORMS)
+    def test_an_out_that_needs_a_gradient_is_refused(self, device, form):
+        out = torch.empty(3, device=device, requires_grad=True)
+        with pytest.raises(InputError, match=r"out= has no gradient and a tensor needs one"):
+            OUT_FORMS[form](torch.ones(3, device=device), out)
+
+    @pytest.mark.parametrize("form", OUT_FORMS)
+    def test_autograd_is_told_that_out_was_written(self, device, form):
+        out = torch.empty(3, device=device)
+        before = out._version
+        assert OUT_FORMS[form](torch.ones(3, device=device), out) is out
+        assert out._version > before
+
     @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
-    def test_out_that_shares_memory_is_refused(self, device):
+    @pytest.mark.parametrize("form", OUT_FORMS)
+    def test_out_that_overlaps_in_part_is_refused(self, device, form):
+        x = torch.zeros(100, device=device)
+        with pytest.raises(RuntimeError, match="not overlap"):
+            OUT_FORMS[form](x[:90], x[10:])
+        square, wide = torch.zeros(10, 10, device=device), torch.zeros(64, 100, device=device)
+        with pytest.raises(RuntimeError, match="not overlap"):
+            OUT_FORMS[form](square, square.t())
+        with pytest.raises(RuntimeError, match="not overlap"):
+            OUT_FORMS[form](wide[:, :90], wide[:, 7:97])
+
+    @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
+    def test_out_whose_elements_share_memory_is_refused(self, device):
         x = torch.zeros(100, device=device)
         grid = (*hard_grid(x, None), 0, 15)
-        with pytest.raises(RuntimeError, match="not overlap"):
-            ops.fake_quantize(x[:90], *grid, out=x[10:])
         with pytest.raises(RuntimeError, match="expanded"):
             ops.fake_quantize(x, *grid, out=torch.zeros(1, device=device).expand(100))
-        wide = torch.zeros(64, 100, device=device)
-        with pytest.raises(RuntimeError, match="not overlap"):
-            ops.fake_quantize(wide[:, :90], *grid, out=wide[:, 7:97])
         with pytest.raises(RuntimeError, match="elements overlap"):
             ops.fake_quantize(torch.zeros(50, 2, device=device), *grid, out=x.as_strided((50, 2), (1, 1)))
 

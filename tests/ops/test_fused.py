@@ -5,6 +5,7 @@ import torch
 from hard_inputs import DTYPES, LAYOUTS, assert_same, hard_grid, hard_tensor, hard_values
 
 from pytorch_quantizer import InputError, ops, reference
+from pytorch_quantizer.backend import module_path
 
 FORMS = [(False, True), (True, False), (True, True)]
 
@@ -106,3 +107,11 @@ class TestForms:
         grid = (*hard_grid(x.detach(), None), 0, 15)
         with pytest.raises(InputError, match="has no gradient"):
             ops.fused_fake_quantize(x, *grid, relu=True, out=torch.empty_like(x))
+
+    @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
+    def test_out_that_overlaps_an_input_in_part_is_refused(self, device):
+        shared, apart = torch.zeros(100, device=device), torch.zeros(90, device=device)
+        grid = (*hard_grid(apart, None), 0, 15)
+        for x, other in ((shared[:90], apart), (apart, shared[:90])):
+            with pytest.raises(RuntimeError, match="not overlap"):
+                ops.fused_fake_quantize(x, *grid, other=other, out=shared[10:])

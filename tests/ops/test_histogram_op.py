@@ -47,6 +47,14 @@ class TestHistogram:
         assert all(torch.equal(found[0], other) for other in found[1:])
         assert found[0].sum(1).tolist() == [200_001] * 3
 
+    def test_more_equal_values_than_a_narrow_counter_holds(self, device, threads):
+        threads(1)
+        x = torch.ones(2, 700_001, device=device)
+        counts = ops.histogram(x, torch.tensor([0, -3], device=device), bins=64, axis=0)
+        assert counts[0, 33] == 700_001
+        assert counts[1, 40] == 700_001
+        assert counts.sum() == x.numel()
+
     def test_refusals(self):
         x, exponent = torch.ones(2, 3), torch.zeros(3, dtype=torch.int64)
         for bins in (0, 1, 3, 2**25):

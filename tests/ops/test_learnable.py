@@ -6,6 +6,7 @@ from hard_inputs import DTYPES, LAYOUTS, assert_same, hard_tensor, hard_values
 from op_checks import raw
 
 from pytorch_quantizer import InputError, ops, reference
+from pytorch_quantizer.backend import module_path
 
 AXES = (None, 0, 1, -1)
 
@@ -78,6 +79,18 @@ class TestParity:
         check(torch.randn(3, 64, 40, 40, device=device), 1)
         check(torch.tensor(1.7, device=device), None)
 
+    def test_parameters_need_not_be_contiguous(self, device):
+        x = hard_tensor("contiguous", device=device).nan_to_num(0, 50, -50)
+        learned = parameters(x, 1)
+        columns = [torch.stack([t, t + 1], 1)[:, 0] for t in learned]
+        assert columns[0].stride() == (2,)
+        got, expected = (
+            raw.learnable_fake_quantize_backward(gradient_like(x), x, *each, 0, 15, 1, 1.0)
+            for each in (columns, learned)
+        )
+        for one, other in zip(got, expected, strict=True):
+            assert_same(one, other)
+
 
 class TestClosedForm:
     def test_by_hand(self, device):
@@ -149,6 +162,7 @@ class TestPromises:
                     x, x, *learned, 0, 15, -1, 1.0, dx, *map(torch.empty_like, learned)
                 )
 
+    @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
     def test_gradients_that_overlap_are_refused(self, device):
         x = torch.randn(10, device=device)
         learned, dx = parameters(x, None), torch.empty_like(x)
@@ -156,6 +170,15 @@ class TestPromises:
         for ds, dz in ((one, one), (dx[0], one), (one, dx[1])):
             with pytest.raises(RuntimeError, match="the gradients must not overlap"):
                 raw.learnable_fake_quantize_backward_out(x.clone(), x, *learned, 0, 15, -1, 1.0, dx, ds, dz)
+
+    @pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
+    @pytest.mark.parametrize(("place", "message"), [(0, "must not be an input"), (3, "not overlap")])
+    def test_out_form_refuses_a_gradient_that_it_still_reads(self, device, place, message):
+        memory, x = torch.randn(13, device=device), torch.randn(10, device=device)
+        learned = parameters(x, None)
+        outs = memory[place : place + 10], *map(torch.empty_like, learned)
+        with pytest.raises(RuntimeError, match=message):
+            raw.learnable_fake_quantize_backward_out(memory[:10], x, *learned, 0, 15, -1, 1.0, *outs)
 
     def test_straight_through_into_out(self, device):
         for layout in LAYOUTS:

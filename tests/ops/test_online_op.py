@@ -91,6 +91,13 @@ class TestEdges:
         assert y.isnan().any(1).tolist() == [False, True, False]
         assert y[1].isnan().all()
 
+    @pytest.mark.parametrize(("excess", "zero_points"), [(2.0**-22, (0, 8)), (2e-5, (-1, 7))])
+    def test_a_range_as_good_as_symmetric_is_centred(self, device, excess, zero_points):
+        x = torch.tensor([-1.0, 1.0 + excess], device=device)
+        for (qmin, qmax), expected in zip(((-8, 7), (0, 15)), zero_points, strict=True):
+            for kind in (ops, reference):
+                assert kind.online_fake_quantize(x, qmin, qmax)[2] == expected
+
     def test_empty(self, device):
         y, scale, zero_point = ops.online_fake_quantize(torch.zeros(0, 3, device=device), 0, 15)
         assert y.shape == (0, 3)

@@ -142,6 +142,17 @@ class TestParity:
 
 
 class TestPyTorch:
+    def test_autograd_is_told_that_out_was_written(self, device):
+        codes = random_codes(45, 5, True, torch.int16).to(device)
+        packed, back = torch.empty(ops.packed_bytes(45, 5), dtype=torch.uint8, device=device), torch.empty_like(codes)
+        for write, out in (
+            (lambda: ops.pack(codes, 5, out=packed), packed),
+            (lambda: ops.unpack(packed, 5, 45, signed=True, out=back), back),
+        ):
+            before = out._version
+            write()
+            assert out._version > before
+
     def test_opcheck(self, device):
         codes = random_codes(45, 5, True, torch.int16).to(device)
         packed = ops.pack(codes, 5)

@@ -69,6 +69,14 @@ class TestParity:
             for out in DTYPES:
                 assert_same(*both("dequantize", codes, *hard_grid(x, None), dtype=out))
 
+    @pytest.mark.parametrize(("zero_point", "code"), [(-3, 0), (0, 0), (9, 9), (15, 15), (20, 15)])
+    def test_what_has_no_code_takes_that_of_zero(self, device, zero_point, code):
+        x, z = torch.full((37,), float("nan"), device=device), torch.tensor(zero_point, dtype=INT, device=device)
+        for values, scale in ((x, 0.5), (torch.ones_like(x), 0.0)):
+            codes, expected = both("quantize", values, torch.tensor(scale, device=device), z, 0, 15)
+            assert_same(codes, expected)
+            assert (codes == code).all()
+
     def test_sizes_off_every_vector_width(self, device):
         sizes = [*range(70), 2047, 2048, 2049, 32768 + 5, 2 * 32768 + 31]
         for n in sizes:

@@ -7,6 +7,8 @@ from op_checks import AXES, both, check_statistics
 
 from pytorch_quantizer import ops
 
+inf, nan = float("inf"), float("nan")
+
 
 class TestStatistics:
     @pytest.mark.parametrize("dtype", DTYPES)
@@ -41,13 +43,12 @@ class TestStatistics:
         assert_same(*both("histogram", x, torch.zeros(3, dtype=torch.int64, device=device), bins=8, axis=0))
 
     def test_empty(self, device):
-        inf = float("inf")
         for x, axis in ((torch.zeros(0), None), (torch.zeros(2, 0), 0), (torch.zeros(0, 2), 1)):
             got = ops.tensor_statistics(x.to(device), axis=axis).reshape(9, -1)[:, 0]
             assert got.tolist() == [0, inf, -inf, 0, 0, 0, 0, 0, 0]
         assert ops.tensor_statistics(torch.zeros(2, 0, device=device), axis=1).shape == (9, 0)
 
-    @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+    @pytest.mark.parametrize("value", [nan, inf, -inf])
     @pytest.mark.parametrize("place", [0, 37, 2047, 4998, 4999])
     def test_what_is_not_finite_shows(self, device, value, place):
         x = torch.randn(5000, generator=torch.Generator().manual_seed(0))
@@ -58,6 +59,15 @@ class TestStatistics:
         assert_same(got[exact], expected[exact])
         wide = torch.stack([x, torch.ones(5000)], 1).to(device)
         assert ops.tensor_statistics(wide, axis=1)[:, 1].isfinite().all()
+
+    @pytest.mark.parametrize("channel", [0, 15, 21, 32, 36])
+    def test_what_is_not_finite_shows_in_its_channel_alone(self, device, channel):
+        x = torch.randn(2, 37, 5, 7, generator=torch.Generator().manual_seed(0)).to(device)
+        x[1, channel, 2, 3], x[0, channel - 1, 2, 3], x[1, channel - 1, 1, 1] = torch.tensor([nan, inf, -inf])
+        ends = ops.tensor_statistics(x.contiguous(memory_format=torch.channels_last), axis=1)[1:3]
+        assert ends.isnan().nonzero().tolist() == [[0, channel], [1, channel]]
+        assert ends[:, channel - 1].tolist() == [-inf, inf]
+        assert ends.isfinite().sum() == 2 * 35
 
     def test_signed_zeros_do_not_depend_on_the_order(self, device):
         x = torch.tensor([-0.0, 0.0] * 50, device=device)
