@@ -124,7 +124,7 @@ class Recipe:
     weight_correction_form: str = _setting("corrected", "corrected, or paper: equation 13 as printed")
     activation_correction: str = _setting("none", "activations' moments given back: none, mean, gain or both")
     correction_source: str = _setting("empirical", "empirical: from images; analytic: from batch norms, the mean alone")
-    correction_images: int = _setting(512, "of the calibration images, those that corrections are measured on; 8 GiB at most")
+    correction_images: int = _setting(512, "calibration images that corrections are measured on; as many as take 8 GiB")
     batch_norm_reestimation: bool = _setting(False, "batch norms measured again on the quantized network")
     weight_symmetric: bool = _setting(True, "weights have zero point 0")
     weight_narrow: bool = _setting(True, "symmetric weights leave out the lowest code")
