@@ -48,7 +48,8 @@ class Stepper:
             return instead[source] if source in instead else self.values[source][index]
 
         args, kwargs = fx.map_arg(node.args, value), fx.map_arg(node.kwargs, value)
-        return getattr(self._interpreter, node.op)(node.target, args, kwargs)
+        kept = {name: given for name, given in kwargs.items() if name != "inplace"}
+        return getattr(self._interpreter, node.op)(node.target, args, kept)
 
     def forget(self, at: fx.Node, keep: set[fx.Node]) -> None:
         """Drop the values that nothing behind ``at`` reads, but for ``keep``."""
