@@ -35,10 +35,11 @@ struct Position {
 // Where element `index` of the nest lies; `inner` gets its index in the innermost dimension.
 PQ_INLINE Position locate(const Layout& layout, int64_t index, int64_t& inner) {
   Position position{};
-  inner = layout.dims ? index % layout.size[layout.dims - 1] : 0;
+  inner = 0;
   for (int d = layout.dims - 1; d >= 0; --d) {
-    const int64_t i = index % layout.size[d];
-    index /= layout.size[d];
+    const int64_t i = d ? index % layout.size[d] : index;
+    if (d) index /= layout.size[d];
+    if (d == layout.dims - 1) inner = i;
     for (int t = 0; t < kTracks; ++t) position.offset[t] += i * layout.stride[t][d];
   }
   return position;

@@ -31,14 +31,14 @@ struct Tensors {
 };
 
 // A chunk of one channel into its two sums.
-void channel_chunk(const Walk& walk, const Tensors& tensors, OneGrid grid, int64_t channel, int64_t chunk,
-                   double* sums) {
+void channel_chunk(const Walk& walk, const Tensors& tensors, OneGrid grid, const Chunk& chunk, double* sums) {
   const auto gradients = PQ_PICK(learned_row<OneGrid>);
   const auto add = PQ_PICK(sum_row);
   Scratch scratch;
-  walk_rows(walk.layout, walk.begin(chunk), walk.end(chunk), [&](const Row& row) {
+  walk_rows(walk.layout, chunk.begin, chunk.end, [&](const Row& row) {
     int64_t at[kTracks];
-    for (const int t : {kInput, kGradient, kOutput}) at[t] = row.position.offset[t] + channel * walk.channel_stride[t];
+    for (const int t : {kInput, kGradient, kOutput})
+      at[t] = row.position.offset[t] + chunk.channel * walk.channel_stride[t];
     const float* x = tensors.x.load(at[kInput], row.n, scratch.x);
     const float* g = tensors.gradient.load(at[kGradient], row.n, scratch.g);
     float* dx = tensors.dx.target(at[kOutput], scratch.dx);
@@ -82,8 +82,8 @@ Partials sum_gradients(const Tensor& grad, const Tensor& x, const GridArguments&
       }
     });
   } else {
-    for_each_chunk(walk, [&](int64_t channel, int64_t chunk) {
-      channel_chunk(walk, tensors, grids.of(channel), channel, chunk, partials.at(chunk, channel));
+    for_each_chunk(walk, [&](const Chunk& chunk) {
+      channel_chunk(walk, tensors, grids.of(chunk.channel), chunk, partials.at(chunk));
     });
   }
   const int64_t step = partials.step();

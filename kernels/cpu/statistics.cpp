@@ -20,13 +20,12 @@ namespace {
 
 constexpr int64_t kConverted = 4 * kRow;  // elements of a half type brought into float32 at a time
 
-// body(channel, chunk, elements, n) for each chunk of each channel.
+// body(chunk, elements, n) for each chunk of each channel.
 template <class Body>
 void for_each_gathered(const Walk& walk, const Body& body) {
-  for_each_chunk(walk, [&](int64_t channel, int64_t chunk) {
+  for_each_chunk(walk, [&](const Chunk& chunk) {
     alignas(64) float buffer[kChunk];
-    const int64_t begin = walk.begin(chunk), end = walk.end(chunk);
-    body(channel, chunk, gather(walk, channel, begin, end, buffer), end - begin);
+    body(chunk, gather(walk, chunk.channel, chunk.begin, chunk.end, buffer), chunk.end - chunk.begin);
   });
 }
 
@@ -64,8 +63,8 @@ void read_first(const Walk& walk, double* out) {
     });
   } else {
     const auto sum = PQ_PICK(first_chunk);
-    for_each_gathered(
-        walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) { sum(x, n, partials.at(chunk, c), step); });
+    for_each_gathered(walk,
+                      [&](const Chunk& chunk, const float* x, int64_t n) { sum(x, n, partials.at(chunk), step); });
   }
   partials.join([&](double* into, const double* from) {
     First total = First::read(into, step);
@@ -89,8 +88,8 @@ void read_second(const Walk& walk, double* out) {
     });
   } else {
     const auto sum = PQ_PICK(second_chunk);
-    for_each_gathered(walk, [&](int64_t c, int64_t chunk, const float* x, int64_t n) {
-      sum(x, n, mean[c], partials.at(chunk, c), step);
+    for_each_gathered(walk, [&](const Chunk& chunk, const float* x, int64_t n) {
+      sum(x, n, mean[chunk.channel], partials.at(chunk), step);
     });
   }
   partials.join([&](double* into, const double* from) {

@@ -77,11 +77,16 @@ inline void first_chunk(const float* x, int64_t n, double* results, int64_t step
   const DoubleLanes sum = even.sum + odd.sum, positive_sum = even.positive_sum + odd.positive_sum;
   const DoubleLanes positive_square = even.positive_square + odd.positive_square;
   for (int lane = 0; lane < kLanes; ++lane) {
-    total.add({sum[lane], positive_sum[lane], positive_square[lane], 0.0, INFINITY, -INFINITY});
+    total.sum += sum[lane], total.positive_sum += positive_sum[lane], total.positive_square += positive_square[lane];
   }
+  int64_t positive = 0;
+  float low = INFINITY, high = -INFINITY;
   for (int lane = 0; lane < kWide; ++lane) {
-    total.add({0.0, 0.0, 0.0, static_cast<double>(ends.positive_count[lane]), ends.low[lane], ends.high[lane]});
+    positive += ends.positive_count[lane];
+    low = ends.low[lane] < low ? ends.low[lane] : low;
+    high = ends.high[lane] > high ? ends.high[lane] : high;
   }
+  total.positive_count = static_cast<double>(positive), total.low = low, total.high = high;
   for (; i < n; ++i) total.add(First::of(x[i]));
   find_nan(total, x, n, 1);
   total.write(results, step);

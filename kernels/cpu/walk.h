@@ -87,22 +87,42 @@ inline int64_t chunk_grain(const Walk& walk) {
   return std::max<int64_t>(1, kRowsPerThread * kRow / work);
 }
 
-// Where a chunk of a channel comes in the order of memory: all pieces of a run, then the next channel's, then the next
-// run's, unless channels lie outermost.
-inline int64_t place_in_order(const Walk& walk, int64_t chunk, int64_t channel) {
-  if (walk.channels_outside) return channel * walk.chunks + chunk;
-  return (chunk / walk.pieces * walk.channels + channel) * walk.pieces + chunk % walk.pieces;
-}
+// A chunk of a channel: its elements [begin, end). Chunks lie in the order of memory: all pieces of a run, then the
+// next channel's, then the next run's, unless channels lie outermost. Going on costs additions alone, no division.
+struct Chunk {
+  int64_t place, channel, run, piece, begin, end;
 
-// body(channel, chunk) for each chunk of each channel, in that order, over torch's threads.
+  Chunk(const Walk& walk, int64_t place_) : place(place_), piece(place_ % walk.pieces) {
+    const int64_t runs = walk.chunks / walk.pieces, at = place / walk.pieces;
+    channel = walk.channels_outside ? at / runs : at % walk.channels;
+    run = walk.channels_outside ? at % runs : at / walk.channels;
+    settle(walk);
+  }
+
+  void advance(const Walk& walk) {
+    ++place;
+    if (++piece == walk.pieces) {
+      piece = 0;
+      walk.channels_outside ? step(run, walk.chunks / walk.pieces, channel) : step(channel, walk.channels, run);
+    }
+    settle(walk);
+  }
+
+ private:
+  static void step(int64_t& inner, int64_t size, int64_t& outer) {
+    if (++inner == size) inner = 0, ++outer;
+  }
+  void settle(const Walk& walk) {
+    begin = run * walk.unit + piece * walk.piece;
+    end = std::min({begin + walk.piece, (run + 1) * walk.unit, walk.per_channel});
+  }
+};
+
+// body(chunk) for each chunk of each channel, in that order, over torch's threads.
 template <class Body>
 void for_each_chunk(const Walk& walk, const Body& body) {
   torch::stable::parallel_for(0, walk.channels * walk.chunks, chunk_grain(walk), [&](int64_t first, int64_t last) {
-    for (int64_t place = first; place < last; ++place) {
-      const int64_t run = place / walk.pieces;
-      walk.channels_outside ? body(place / walk.chunks, place % walk.chunks)
-                            : body(run % walk.channels, run / walk.channels * walk.pieces + place % walk.pieces);
-    }
+    for (Chunk chunk(walk, first); chunk.place < last; chunk.advance(walk)) body(chunk);
   });
 }
 
@@ -114,10 +134,13 @@ class Partials {
       : walk_(walk), numbers_(numbers), sums_(std::max<int64_t>(1, walk.chunks) * numbers * walk.channels) {}
 
   int64_t step() const { return walk_.rows ? walk_.channels : 1; }
+  double* at(const Chunk& chunk) { return sums_.data() + chunk.place * numbers_; }
   double* at(int64_t chunk, int64_t channel) {
-    const int64_t first =
-        walk_.rows ? chunk * numbers_ * walk_.channels + channel : place_in_order(walk_, chunk, channel) * numbers_;
-    return sums_.data() + first;
+    if (walk_.rows) return sums_.data() + chunk * numbers_ * walk_.channels + channel;
+    const int64_t run = chunk / walk_.pieces * walk_.channels + channel;
+    const int64_t place =
+        walk_.channels_outside ? channel * walk_.chunks + chunk : run * walk_.pieces + chunk % walk_.pieces;
+    return sums_.data() + place * numbers_;
   }
 
   // add(into, from) joins two chunks of a channel; chunk 0 ends with the total. A tree, so that the error grows with
