@@ -43,13 +43,18 @@ PQ_INLINE void load_some(const BFloat16Bits* from, float* to) {
   }
 }
 
-// from_float<BFloat16Bits> of eight; compilers do not see that its results fit in 16 bits, and mask them once more.
-PQ_INLINE __m256i bfloat16_bits(__m256 x) {
+// Rounded to nearest even: the upper halves are bfloat16's, unless the lower half of a NaN carried over into them.
+PQ_INLINE __m256i bfloat16_rounded(__m256 x) {
   const __m256i bits = _mm256_castps_si256(x),
                 odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-  const __m256i up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+  return _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF)));
+}
+
+// from_float<BFloat16Bits> of eight; compilers do not see that its results fit in 16 bits, and mask them once more.
+PQ_INLINE __m256i bfloat16_bits(__m256 x) {
   const __m256 nan = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FC00000));
-  const __m256 kept = _mm256_blendv_ps(_mm256_castsi256_ps(up), nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  const __m256 up = _mm256_castsi256_ps(bfloat16_rounded(x));
+  const __m256 kept = _mm256_blendv_ps(up, nan, _mm256_cmp_ps(x, x, _CMP_UNORD_Q));
   return _mm256_srli_epi32(_mm256_castps_si256(kept), 16);
 }
 
@@ -61,3 +66,26 @@ PQ_INLINE void store_some(const float* from, BFloat16Bits* to) {
 }
 
 #endif
+
+// Sixteen neighbours as eight pairs: values[k] of even places, values[8 + k] of odd ones. A pair of bfloat16 fills 32
+// bits, so that nothing moves from lane to lane. On the way back a NaN's lower half must be 0: rounding would carry it
+// over into another number.
+PQ_INLINE void load_pairs(const BFloat16Bits* from, float* values) {
+#if defined(PQ_WIDE_ISA)
+  const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  _mm256_storeu_ps(values, _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)));
+  _mm256_storeu_ps(values + 8, _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(-0x10000))));
+#else
+  for (int i = 0; i < kAtOnce; ++i) values[i / 2 + i % 2 * (kAtOnce / 2)] = to_float(from[i]);
+#endif
+}
+
+PQ_INLINE void store_pairs(const float* values, BFloat16Bits* to) {
+#if defined(PQ_WIDE_ISA)
+  const __m256i even = _mm256_srli_epi32(bfloat16_rounded(_mm256_loadu_ps(values)), 16);
+  const __m256i odd = bfloat16_rounded(_mm256_loadu_ps(values + 8));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_blend_epi16(even, odd, 0xAA));
+#else
+  for (int i = 0; i < kAtOnce; ++i) to[i] = from_float<BFloat16Bits>(values[i / 2 + i % 2 * (kAtOnce / 2)]);
+#endif
+}

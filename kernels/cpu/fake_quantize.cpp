@@ -45,20 +45,60 @@ void forward_rows(const Tensor& x, const Tensor* other, const GridArguments& arg
   });
 }
 
-// Where both lie in sequence. Everything else of a half type goes through rows of float32.
-template <class T, bool relu>
-void forward_halves(const Tensor& x, const GridArguments& arguments, const Tensor& y, const Layout& layout) {
-  const auto with_one = PQ_PICK(fake_quantize_halves<T, relu, OneGrid>);
-  const auto with_each = PQ_PICK(fake_quantize_halves<T, relu, GridEach>);
-  const ChannelGrids grids(arguments, layout);
+// Grids of channels that lie innermost, those at even places apart from those at odd ones.
+class PairedGrids {
+ public:
+  explicit PairedGrids(const ChannelGrids& grids) : grids_(grids) {
+    const int64_t entries = grids.vary_in_row() ? grids.entries() : 0;
+    for (int64_t i = 0; i < entries; ++i) {
+      const Grid grid = grids.from(0).at(i);
+      scale_[i % 2].push_back(grid.scale);
+      zero_point_[i % 2].push_back(grid.zero_point);
+    }
+  }
+
+  GridOfPair each(const Row& row) const {
+    const int64_t first = grids_.first(row), odd = first % 2;  // an odd start: what was at even places comes second
+    const Grid any = grids_.from(0).at(0);
+    GridOfPair of;
+    for (const int64_t place : {0, 1}) {
+      const int64_t from = (first + place) / 2, parity = (odd + place) % 2;
+      of.scale[place] = scale_[parity].data() + from, of.zero_point[place] = zero_point_[parity].data() + from;
+    }
+    of.qmin = any.qmin, of.qmax = any.qmax;
+    return of;
+  }
+
+ private:
+  const ChannelGrids& grids_;
+  std::vector<float> scale_[2], zero_point_[2];
+};
+
+// Half types where both lie in sequence: loop(from, to, n, grids) for each row, each(row) the grids of one in which
+// they vary. Everything else of a half type goes through rows of float32.
+template <class OneLoop, class EachLoop, class Each>
+void halves(const Tensor& x, const Tensor& y, const Layout& layout, const ChannelGrids& grids, OneLoop with_one,
+            EachLoop with_each, const Each& each) {
   const char* from = static_cast<const char*>(x.const_data_ptr());
   char* to = static_cast<char*>(y.mutable_data_ptr());
   for_each_row(layout, [&](const Row& row) {
-    const char* x_row = from + row.position.offset[kInput] * sizeof(T);
-    char* y_row = to + row.position.offset[kOutput] * sizeof(T);
-    grids.vary_in_row() ? with_each(x_row, y_row, row.n, grids.each(row))
-                        : with_one(x_row, y_row, row.n, grids.one(row));
+    const char* x_row = from + row.position.offset[kInput] * 2;
+    char* y_row = to + row.position.offset[kOutput] * 2;
+    grids.vary_in_row() ? with_each(x_row, y_row, row.n, each(row)) : with_one(x_row, y_row, row.n, grids.one(row));
   });
+}
+
+template <bool relu>
+void forward_halves(const Tensor& x, const GridArguments& arguments, const Tensor& y, const Layout& layout) {
+  const ChannelGrids grids(arguments, layout);
+  if (x.scalar_type() == ScalarType::Half) {
+    halves(x, y, layout, grids, PQ_PICK(fake_quantize_halves<relu, OneGrid>),
+           PQ_PICK(fake_quantize_halves<relu, GridEach>), [&](const Row& row) { return grids.each(row); });
+  } else {
+    const PairedGrids paired(grids);
+    halves(x, y, layout, grids, PQ_PICK(fake_quantize_pairs<relu, OneGrid>),
+           PQ_PICK(fake_quantize_pairs<relu, GridOfPair>), [&](const Row& row) { return paired.each(row); });
+  }
 }
 
 bool in_sequence(const Layout& layout) {
@@ -69,11 +109,8 @@ template <Before B, Rounding R>
 void forward_any(const Tensor& x, const Tensor* other, const GridArguments& arguments, const Tensor& y,
                  const Layout& layout) {
   if constexpr (!B.adds && R == Rounding::half_even) {
-    if (x.scalar_type() == ScalarType::BFloat16 && in_sequence(layout)) {
-      return forward_halves<BFloat16Bits, B.relu>(x, arguments, y, layout);
-    }
-    if (x.scalar_type() == ScalarType::Half && in_sequence(layout)) {
-      return forward_halves<HalfBits, B.relu>(x, arguments, y, layout);
+    if (x.scalar_type() != ScalarType::Float && in_sequence(layout)) {
+      return forward_halves<B.relu>(x, arguments, y, layout);
     }
   }
   forward_rows<B, R>(x, other, arguments, y, layout);

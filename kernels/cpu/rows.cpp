@@ -84,8 +84,9 @@ ChannelGrids::ChannelGrids(const GridArguments& arguments, const Layout& layout)
   for (int64_t i = 0, c = 0; i < entries; ++i, c = c + 1 == channels ? 0 : c + 1) {
     scale_[i] = valid_scale(scale[c * scale_stride]);
     const int64_t at = c * zero_stride;
-    zero_point_[i] = learned ? whole_zero_point(static_cast<const float*>(zero_point)[at], qmin_, qmax_)
-                             : static_cast<float>(static_cast<const int32_t*>(zero_point)[at]);
+    const float z = learned ? whole_zero_point(static_cast<const float*>(zero_point)[at], qmin_, qmax_)
+                            : static_cast<float>(static_cast<const int32_t*>(zero_point)[at]);
+    zero_point_[i] = z != z ? NAN : z;  // of all NaNs the one whose lower half is 0: fake_quantize_pairs counts on it
   }
 }
 

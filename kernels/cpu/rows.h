@@ -13,6 +13,7 @@
 namespace pq {
 
 constexpr int64_t kRow = 2048;          // elements: two float32 rows fit in a first-level cache
+constexpr int64_t kChannelsRow = 512;   // the same where channels are innermost: their grids are read with every row
 constexpr int64_t kRowsPerThread = 16;  // less work than this isn't worth a second thread
 
 // A row: `n` elements from `position` on, the `inner`-th and following of the innermost dimension.
@@ -38,8 +39,9 @@ void walk_rows(const Layout& layout, int64_t begin, int64_t end, const Body& bod
 template <class Body>
 void for_each_row(const Layout& layout, const Body& body) {
   const int64_t rows = (layout.numel + kRow - 1) / kRow;
+  const int64_t longest = layout.period ? kChannelsRow : kRow;
   torch::stable::parallel_for(0, rows, kRowsPerThread, [&](int64_t begin, int64_t end) {
-    walk_rows(layout, begin * kRow, std::min(end * kRow, layout.numel), body);
+    walk_rows(layout, begin * kRow, std::min(end * kRow, layout.numel), body, longest);
   });
 }
 
@@ -94,11 +96,21 @@ Sink make_sink(const Tensor& y, const Layout& layout);
 struct OneGrid {
   Grid grid;
   PQ_INLINE Grid at(int64_t) const { return grid; }
+  PQ_INLINE Grid of_pair(int64_t, int64_t) const { return grid; }
 };
 struct GridEach {
   const float *scale, *zero_point;
   float qmin, qmax;
   PQ_INLINE Grid at(int64_t i) const { return {scale[i], zero_point[i], qmin, qmax}; }
+};
+// The same for a loop that takes elements in pairs: of each pair the one at an even place, or the one at an odd one.
+struct GridOfPair {
+  const float *scale[2], *zero_point[2];
+  float qmin, qmax;
+  PQ_INLINE Grid of_pair(int64_t pair, int64_t odd) const {
+    return {scale[odd][pair], zero_point[odd][pair], qmin, qmax};
+  }
+  PQ_INLINE Grid at(int64_t i) const { return of_pair(i / 2, i % 2); }
 };
 
 // Scales and zero points as the loops read them: checked, float32, and repeated where channels are innermost so that
@@ -108,10 +120,12 @@ class ChannelGrids {
   ChannelGrids(const GridArguments& arguments, const Layout& layout);
 
   bool vary_in_row() const { return period_ > 0; }
+  int64_t entries() const { return static_cast<int64_t>(scale_.size()); }
+  int64_t first(const Row& row) const { return row.inner % period_; }
   OneGrid of(int64_t channel) const { return {{scale_[channel], zero_point_[channel], qmin_, qmax_}}; }
   GridEach from(int64_t channel) const { return {scale_.data() + channel, zero_point_.data() + channel, qmin_, qmax_}; }
   OneGrid one(const Row& row) const { return of(row.position.offset[kChannel]); }
-  GridEach each(const Row& row) const { return from(row.inner % period_); }
+  GridEach each(const Row& row) const { return from(first(row)); }
 
  private:
   std::vector<float> scale_, zero_point_;

@@ -58,6 +58,14 @@ def check(x, axis, grad_scale=0.37):
 
 class TestParity:
     @pytest.mark.parametrize("dtype", DTYPES)
+    def test_a_zero_point_of_nan_makes_everything_nan(self, device, dtype):
+        worst = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32).to(device)  # all bits of the fraction
+        x = torch.linspace(-2, 2, 40, device=device).to(dtype)
+        for shape, axis in ([], None), ([40], 0):
+            y = ops.learnable_fake_quantize(x, torch.ones(shape).to(x.device), worst.expand(shape), 0, 15, axis=axis)
+            assert y.isnan().all()
+
+    @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_layouts_and_axes(self, device, layout, dtype):
         x = hard_tensor(layout, dtype, device).nan_to_num(0, 50, -50).clamp(-60, 60)

@@ -36,6 +36,17 @@ class TestParity:
         check_ties(device)
         check_half_ties(device)
 
+    @pytest.mark.parametrize("channels", [1, 3, 64])
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+    def test_every_half_there_is(self, device, dtype, channels):
+        x = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+        x = x[: 2**16 // channels * channels].reshape(-1, channels).to(device)  # channels innermost, NaNs of all kinds
+        scale = torch.linspace(0.03, 0.7, channels, device=device)
+        zero_point = torch.arange(channels, dtype=torch.int32, device=device) % 16
+        for at in range(3):  # rows that begin at even and odd channels
+            y = ops.fake_quantize(x[at:], scale, zero_point, 0, 15, axis=1)
+            assert_same(y, reference.fake_quantize(x[at:], scale, zero_point, 0, 15, axis=1))
+
     def test_ties_on_each_instruction_set(self, isa):
         check_ties("cpu")
         check_half_ties("cpu")
