@@ -6,6 +6,10 @@
 #include "lanes.h"
 #include "walk.h"
 
+#if defined(PQ_X86)
+#include <immintrin.h>
+#endif
+
 #define PQ_LOOPS "learnable.loops.h"
 #include "each_isa.h"
 
