@@ -4,12 +4,14 @@
 
 Each number is the median of --repeats rounds; in a round every implementation of a case runs once, in turn, so that all
 see the same machine; what is quick is repeated within a timing. bytes: what an implementation must move. On the CPU,
-activations have up to 50 M elements, with --large 2^28, as on CUDA. The bars come last. What the cases are:
-kernel_cases.py; the bars: kernel_bars.py; a picture of the JSON file: kernel_picture.py.
+activations have up to 50 M elements, with --large 2^28 (1 GB) too, contiguous float32 alone; on CUDA up to 2^28. The
+bars come last. What the cases are: kernel_cases.py; the bars: kernel_bars.py; a picture of the JSON file:
+kernel_picture.py.
 """
 
 import argparse
 from collections.abc import Iterable, Iterator
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ SIZES = {"cpu": (2**16, 2**19, 2**22, 50_000_000), "cuda": (2**16, 2**19, 2**22,
 CALL_SIZES = (16, 2**10, 2**14, 2**16, 2**18, 2**20)
 DTYPES = ("float32", "float16", "bfloat16")
 LAYOUTS = ("contiguous", "channels_last")
+PLAIN = DTYPES[0], LAYOUTS[0]
 TENSORS = 10  # of a case at once, in float32: its own, and what PyTorch has on the way
 
 
@@ -38,11 +41,12 @@ def cases(options: argparse.Namespace) -> Iterator[Case]:
     for elements in options.elements:
         if not fits(elements, options.device):
             continue
-        for dtype in options.dtypes:
-            for layout in options.layouts:
-                x = activation(elements, getattr(torch, dtype), layout, options.device)
-                for name in [name for name in CASES if name in options.ops]:
-                    yield from CASES[name](x)
+        for dtype, layout in product(options.dtypes, options.layouts):
+            if options.large and elements == LARGEST and (dtype, layout) != PLAIN:
+                continue
+            x = activation(elements, getattr(torch, dtype), layout, options.device)
+            for name in [name for name in CASES if name in options.ops]:
+                yield from CASES[name](x)
 
 
 def fits(elements: int, device: str) -> bool:
@@ -98,11 +102,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument("--elements", nargs="+", type=int, help="sizes of activations")
     parser.add_argument("--call-sizes", nargs="+", type=int, default=CALL_SIZES, help="elements of small vectors")
-    parser.add_argument("--large", action="store_true", help="2^28 elements too, on the CPU")
+    parser.add_argument("--large", action="store_true", help="on the CPU 2^28 elements too")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    options.large = options.large and options.device == "cpu" and not options.elements
     options.elements = options.elements or [*SIZES[options.device], *([LARGEST] if options.large else [])]
     return options
 
