@@ -76,6 +76,12 @@ inline void check_axis(const Tensor& x, int64_t axis) {
   STD_TORCH_CHECK(axis >= -1 && axis < x.dim(), "axis must name a dimension of the tensor, or be -1");
 }
 
+inline void check_values(const Tensor& x) {
+  const ScalarType dtype = x.scalar_type();
+  const bool known = dtype == ScalarType::Float || dtype == ScalarType::Half || dtype == ScalarType::BFloat16;
+  STD_TORCH_CHECK(known, "the tensor must be float32, float16 or bfloat16");
+}
+
 inline void check_codes(ScalarType dtype) {
   const bool integer =
       dtype == ScalarType::Byte || dtype == ScalarType::Char || dtype == ScalarType::Short || dtype == ScalarType::Int;

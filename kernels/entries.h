@@ -16,6 +16,7 @@ namespace pq {
 namespace {
 
 void put_on_grid(const Tensor& x, const Tensor* other, bool relu, const GridArguments& arguments, const Tensor& y) {
+  check_values(x);
   check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
   if (other) check_like(x, *other, "other");
   if (x.numel() > 0) fake_quantize_into(x, other, relu, arguments, y);
@@ -62,6 +63,7 @@ void fused_fake_quantize_out(const Tensor& x, std::optional<Tensor> other, bool 
 
 void straight_through(const Tensor& grad, const Tensor& x, const GridArguments& arguments, const Tensor& dx) {
   check_like(x, grad, "grad");
+  check_values(x);
   check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
   if (x.numel() > 0) straight_through_into(grad, x, arguments, dx);
 }
@@ -86,6 +88,7 @@ void fake_quantize_backward_out(const Tensor& grad, const Tensor& x, const Tenso
 void learned_gradients(const Tensor& grad, const Tensor& x, const GridArguments& arguments, double grad_scale,
                        const Tensor& dx, const Tensor& ds, const Tensor& dz) {
   check_like(x, grad, "grad");
+  check_values(x);
   check_grid(x, arguments.scale, arguments.zero_point, arguments.axis);
   check_learned(arguments.scale, arguments.zero_point, dx, ds, dz);
   learned_gradients_into(grad, x, arguments, grad_scale, dx, ds, dz);
@@ -115,6 +118,7 @@ std::tuple<Tensor, Tensor> online_fake_quantize_out(const Tensor& x, bool relu, 
                                                     int64_t offset, const Tensor& out) {
   check_like(x, out, "out");
   check_output(x, out);
+  check_values(x);
   check_axis(x, axis);
   const RangeRule rule = range_rule(spread, reach, support, ceiling, symmetric, qmin);
   const auto [scale, zero_point] = online_grid_of(x, rule, qmin, qmax, axis);
@@ -134,6 +138,7 @@ std::tuple<Tensor, Tensor, Tensor> online_fake_quantize(const Tensor& x, bool re
 
 Tensor quantize_op(const Tensor& x, const Tensor& scale, const Tensor& zero_point, int64_t qmin, int64_t qmax,
                    int64_t axis, int64_t rounding, int64_t seed, int64_t offset, ScalarType dtype) {
+  check_values(x);
   check_codes(dtype);
   check_grid(x, scale, zero_point, axis);
   Tensor codes = empty_like(x, dtype);
@@ -153,11 +158,13 @@ Tensor dequantize_op(const Tensor& codes, const Tensor& scale, const Tensor& zer
 }
 
 Tensor tensor_statistics(const Tensor& x, int64_t axis) {
+  check_values(x);
   check_axis(x, axis);
   return statistics_of(x, axis);
 }
 
 Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t axis) {
+  check_values(x);
   check_histogram(x, exponent, bins, axis);
   Tensor rows = new_rows(x, axis < 0 ? 1 : x.size(axis), bins, axis);
   if (x.numel() > 0) count_into(x, axis, torch::stable::contiguous(exponent), nullptr, bins, rows);
@@ -167,6 +174,7 @@ Tensor histogram(const Tensor& x, const Tensor& exponent, int64_t bins, int64_t 
 // Counts so far on wider bins, and x added to them.
 std::tuple<Tensor, Tensor> growing_histogram(const Tensor& x, const Tensor& largest, const Tensor& counts,
                                              const Tensor& exponent, int64_t axis) {
+  check_values(x);
   check_growing(x, largest, counts, exponent, axis);
   const int64_t channels = axis < 0 ? 1 : x.size(axis), bins = counts.size(counts.dim() - 1) - kBesideBins;
   const Tensor most = torch::stable::contiguous(largest), narrow = torch::stable::contiguous(exponent);

@@ -66,3 +66,15 @@ def hard_grid(x, axis, qmin=0, qmax=15, scale=0.75):
         scales[4] = (0.0, -1.0, float("inf"), float("nan"))[channels % 4]
     zero_points = (qmin + torch.arange(channels) % (qmax - qmin + 1)).to(torch.int32)
     return scales.to(x.device), zero_points.to(x.device)
+
+
+def cut_tensors():
+    """(x, axis) whose channels are cut into chunks in every way: by channel or by run, in pieces of unlike length."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4, 6, 9003, generator=generator)
+    short = torch.randn(3, 40, 500, generator=generator), torch.randn(60, 3, 301, generator=generator)
+    yield x[:, :, :9000].contiguous(), 1
+    yield x[:, :, :600], 0
+    yield x[:, :, :9000], 0
+    yield short[0][:, :, :301], 0
+    yield short[1], 1

@@ -18,7 +18,7 @@ constexpr int32_t kFewLevels = 64;  // of more, a search is quicker than meeting
 // Channels innermost: the channel of each element of a row that starts at any of them; empty elsewhere.
 std::vector<int32_t> channels_in_row(const Layout& layout, int64_t levels) {
   STD_TORCH_CHECK(layout.period * levels <= INT32_MAX, "levels of innermost channels must be fewer than 2^31");
-  std::vector<int32_t> channels(layout.period ? layout.period + std::min(kRow, layout.numel) : 0);
+  std::vector<int32_t> channels(layout.period ? layout.period + std::min(kChannelsRow, layout.numel) : 0);
   for (int64_t i = 0, c = 0; i < std::ssize(channels); ++i, c = c + 1 == layout.period ? 0 : c + 1) {
     channels[i] = static_cast<int32_t>(c);
   }

@@ -50,10 +50,14 @@ class PairedGrids {
  public:
   explicit PairedGrids(const ChannelGrids& grids) : grids_(grids) {
     const int64_t entries = grids.vary_in_row() ? grids.entries() : 0;
+    for (const int64_t odd : {0, 1}) {
+      scale_[odd].resize((entries + 1 - odd) / 2);
+      zero_point_[odd].resize(scale_[odd].size());
+    }
     for (int64_t i = 0; i < entries; ++i) {
       const Grid grid = grids.from(0).at(i);
-      scale_[i % 2].push_back(grid.scale);
-      zero_point_[i % 2].push_back(grid.zero_point);
+      scale_[i % 2][i / 2] = grid.scale;
+      zero_point_[i % 2][i / 2] = grid.zero_point;
     }
   }
 
@@ -82,8 +86,8 @@ void halves(const Tensor& x, const Tensor& y, const Layout& layout, const Channe
   const char* from = static_cast<const char*>(x.const_data_ptr());
   char* to = static_cast<char*>(y.mutable_data_ptr());
   for_each_row(layout, [&](const Row& row) {
-    const char* x_row = from + row.position.offset[kInput] * 2;
-    char* y_row = to + row.position.offset[kOutput] * 2;
+    const char* x_row = from + row.position.offset[kInput] * sizeof(HalfBits);
+    char* y_row = to + row.position.offset[kOutput] * sizeof(HalfBits);
     grids.vary_in_row() ? with_each(x_row, y_row, row.n, each(row)) : with_one(x_row, y_row, row.n, grids.one(row));
   });
 }
@@ -92,12 +96,12 @@ template <bool relu>
 void forward_halves(const Tensor& x, const GridArguments& arguments, const Tensor& y, const Layout& layout) {
   const ChannelGrids grids(arguments, layout);
   if (x.scalar_type() == ScalarType::Half) {
-    halves(x, y, layout, grids, PQ_PICK(fake_quantize_halves<relu, OneGrid>),
-           PQ_PICK(fake_quantize_halves<relu, GridEach>), [&](const Row& row) { return grids.each(row); });
+    halves(x, y, layout, grids, PQ_PICK(fake_quantize_float16<relu, OneGrid>),
+           PQ_PICK(fake_quantize_float16<relu, GridEach>), [&](const Row& row) { return grids.each(row); });
   } else {
     const PairedGrids paired(grids);
-    halves(x, y, layout, grids, PQ_PICK(fake_quantize_pairs<relu, OneGrid>),
-           PQ_PICK(fake_quantize_pairs<relu, GridOfPair>), [&](const Row& row) { return paired.each(row); });
+    halves(x, y, layout, grids, PQ_PICK(fake_quantize_bfloat16<relu, OneGrid>),
+           PQ_PICK(fake_quantize_bfloat16<relu, GridOfPair>), [&](const Row& row) { return paired.each(row); });
   }
 }
 
@@ -109,7 +113,8 @@ template <Before B, Rounding R>
 void forward_any(const Tensor& x, const Tensor* other, const GridArguments& arguments, const Tensor& y,
                  const Layout& layout) {
   if constexpr (!B.adds && R == Rounding::half_even) {
-    if (x.scalar_type() != ScalarType::Float && in_sequence(layout)) {
+    const bool half = x.scalar_type() == ScalarType::Half || x.scalar_type() == ScalarType::BFloat16;
+    if (half && in_sequence(layout)) {
       return forward_halves<B.relu>(x, arguments, y, layout);
     }
   }

@@ -13,7 +13,7 @@ void fake_quantize_row(const float* x, const float* other, float* y, int64_t n, 
 // The same on float16, converted in between without a detour through memory: rounded to nearest even, nothing
 // added.
 template <bool relu, class Grids>
-void fake_quantize_halves(const char* from, char* to, int64_t n, Grids grids) {
+void fake_quantize_float16(const char* from, char* to, int64_t n, Grids grids) {
   const HalfBits* x = reinterpret_cast<const HalfBits*>(from);
   HalfBits* y = reinterpret_cast<HalfBits*>(to);
   const auto one = [&](float v, int64_t i) {
@@ -32,7 +32,7 @@ void fake_quantize_halves(const char* from, char* to, int64_t n, Grids grids) {
 
 // bfloat16 in pairs. What is NaN here came from x or from a grid's NaN: its lower half is 0, as store_pairs wants it.
 template <bool relu, class Grids>
-void fake_quantize_pairs(const char* from, char* to, int64_t n, Grids grids) {
+void fake_quantize_bfloat16(const char* from, char* to, int64_t n, Grids grids) {
   const BFloat16Bits* x = reinterpret_cast<const BFloat16Bits*>(from);
   BFloat16Bits* y = reinterpret_cast<BFloat16Bits*>(to);
   const auto one = [&](float v, Grid grid) {

@@ -1,4 +1,5 @@
 // Gradients of a row and their sums. Included once an instruction set by each_isa.h.
+#include "lanes.loops.h"
 
 template <class Grids>
 void learned_row(const float* g, const float* x, float* dx, float* slope, float* outside, int64_t n, Grids grids) {
@@ -11,7 +12,6 @@ void learned_row(const float* g, const float* x, float* dx, float* slope, float*
   }
 }
 
-// Products of two float32 are exact in float64: added in the same instruction they give the same bits.
 struct LearnedSums {
   DoubleLanes slope{}, outside{};
 
@@ -20,11 +20,7 @@ struct LearnedSums {
     __builtin_memcpy(&gradient, g, sizeof gradient);
     __builtin_memcpy(&one, slopes, sizeof one);
     __builtin_memcpy(&other, outsides, sizeof other);
-#if defined(PQ_WIDE_ISA)
-    slope = (DoubleLanes)_mm256_fmadd_pd((__m256d)PQ_WIDENED(gradient), (__m256d)PQ_WIDENED(one), (__m256d)slope);
-#else
-    slope += PQ_WIDENED(gradient) * PQ_WIDENED(one);
-#endif
+    slope = add_exact_product(slope, PQ_WIDENED(gradient), PQ_WIDENED(one));
     outside += PQ_WIDENED(other);
   }
 };

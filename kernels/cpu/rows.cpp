@@ -78,7 +78,7 @@ ChannelGrids::ChannelGrids(const GridArguments& arguments, const Layout& layout)
   const int64_t scale_stride = parameter_stride(arguments.scale);
   const int64_t zero_stride = parameter_stride(arguments.zero_point);
   const int64_t channels = arguments.scale.numel();
-  const int64_t entries = period_ ? period_ + std::min(kRow, layout.numel) : channels;
+  const int64_t entries = period_ ? period_ + std::min(kChannelsRow, layout.numel) : channels;
   scale_.resize(entries);
   zero_point_.resize(entries);
   for (int64_t i = 0, c = 0; i < entries; ++i, c = c + 1 == channels ? 0 : c + 1) {
@@ -86,7 +86,8 @@ ChannelGrids::ChannelGrids(const GridArguments& arguments, const Layout& layout)
     const int64_t at = c * zero_stride;
     const float z = learned ? whole_zero_point(static_cast<const float*>(zero_point)[at], qmin_, qmax_)
                             : static_cast<float>(static_cast<const int32_t*>(zero_point)[at]);
-    zero_point_[i] = z != z ? NAN : z;  // of all NaNs the one whose lower half is 0: fake_quantize_pairs counts on it
+    zero_point_[i] =
+        z != z ? NAN : z;  // of all NaNs the one whose lower half is 0: fake_quantize_bfloat16 counts on it
   }
 }
 

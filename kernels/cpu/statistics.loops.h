@@ -1,25 +1,18 @@
 // One chunk of a tensor into partial sums. Included once an instruction set by each_isa.h.
 // Lanes are vectors of fixed width, whatever the registers': every instruction set adds the same numbers in one order.
 
+#include "lanes.loops.h"
+
 // What no order can change is gathered in vectors as wide as registers are, at most kStep.
 constexpr int kWide = kRegister < kStep ? kRegister : kStep;
 using WideLanes = float __attribute__((vector_size(kWide * sizeof(float))));
 using WideIntLanes = int32_t __attribute__((vector_size(kWide * sizeof(int32_t))));
 
-// The square of a float32 number is exact in float64: added in the same instruction it gives the same bits.
 inline DoubleLanes positive_part(DoubleLanes v) {
 #if defined(PQ_WIDE_ISA)
   return (DoubleLanes)_mm256_max_pd((__m256d)v, _mm256_setzero_pd());  // of NaN 0
 #else
   return v > 0.0 ? v : DoubleLanes{};
-#endif
-}
-
-inline DoubleLanes add_exact_square(DoubleLanes sum, DoubleLanes v) {
-#if defined(PQ_WIDE_ISA)
-  return (DoubleLanes)_mm256_fmadd_pd((__m256d)v, (__m256d)v, (__m256d)sum);
-#else
-  return sum + v * v;
 #endif
 }
 
@@ -34,7 +27,7 @@ struct FirstSums {
     const DoubleLanes kept = positive_part(wide);
     sum += wide;
     positive_sum += kept;
-    positive_square = add_exact_square(positive_square, kept);
+    positive_square = add_exact_product(positive_square, kept, kept);
   }
 };
 

@@ -21,11 +21,18 @@ struct Walk {
   bool rows, channels_outside;
   int64_t channels, per_channel, chunks;
   int64_t channel_stride[kTracks];
-  int64_t unit, pieces, piece;  // every `unit` elements are cut into `pieces` of `piece` elements, the last one shorter
+  int64_t unit, runs, pieces, piece;  // each run of `unit` elements is cut into pieces, the last one shorter
 
-  int64_t begin(int64_t chunk) const { return chunk / pieces * unit + chunk % pieces * piece; }
-  int64_t end(int64_t chunk) const {
-    return std::min({begin(chunk) + piece, (chunk / pieces + 1) * unit, per_channel});
+  int64_t begin(int64_t run, int64_t at) const { return run * unit + at * piece; }
+  int64_t end(int64_t run, int64_t at) const {
+    return std::min({begin(run, at) + piece, (run + 1) * unit, per_channel});
+  }
+  int64_t begin(int64_t chunk) const { return begin(chunk / pieces, chunk % pieces); }
+  int64_t end(int64_t chunk) const { return end(chunk / pieces, chunk % pieces); }
+  // In the order of memory: all pieces of a run, then the next channel's, then the next run's, unless channels lie
+  // outermost.
+  int64_t place(int64_t channel, int64_t run, int64_t at) const {
+    return (channels_outside ? channel * runs + run : run * channels + channel) * pieces + at;
   }
 };
 
@@ -35,7 +42,8 @@ inline void cut(Walk& walk) {
   walk.pieces = (walk.unit + kChunk - 1) / kChunk;
   constexpr int64_t kEven = 16;  // whole registers
   walk.piece = ((walk.unit + walk.pieces - 1) / walk.pieces + kEven - 1) / kEven * kEven;
-  walk.chunks = (walk.per_channel + walk.unit - 1) / walk.unit * walk.pieces;
+  walk.runs = (walk.per_channel + walk.unit - 1) / walk.unit;
+  walk.chunks = walk.runs * walk.pieces;
 }
 
 // gradient, output: what else is read and written along with x, or null.
@@ -87,15 +95,15 @@ inline int64_t chunk_grain(const Walk& walk) {
   return std::max<int64_t>(1, kRowsPerThread * kRow / work);
 }
 
-// A chunk of a channel: its elements [begin, end). Chunks lie in the order of memory: all pieces of a run, then the
-// next channel's, then the next run's, unless channels lie outermost. Going on costs additions alone, no division.
+// A chunk of a channel, its elements [begin, end): the place-th in the order of memory. Going on to the next one costs
+// additions alone, no division.
 struct Chunk {
   int64_t place, channel, run, piece, begin, end;
 
   Chunk(const Walk& walk, int64_t place_) : place(place_), piece(place_ % walk.pieces) {
-    const int64_t runs = walk.chunks / walk.pieces, at = place / walk.pieces;
-    channel = walk.channels_outside ? at / runs : at % walk.channels;
-    run = walk.channels_outside ? at % runs : at / walk.channels;
+    const int64_t at = place / walk.pieces;
+    channel = walk.channels_outside ? at / walk.runs : at % walk.channels;
+    run = walk.channels_outside ? at % walk.runs : at / walk.channels;
     settle(walk);
   }
 
@@ -103,7 +111,7 @@ struct Chunk {
     ++place;
     if (++piece == walk.pieces) {
       piece = 0;
-      walk.channels_outside ? step(run, walk.chunks / walk.pieces, channel) : step(channel, walk.channels, run);
+      walk.channels_outside ? step(run, walk.runs, channel) : step(channel, walk.channels, run);
     }
     settle(walk);
   }
@@ -113,8 +121,8 @@ struct Chunk {
     if (++inner == size) inner = 0, ++outer;
   }
   void settle(const Walk& walk) {
-    begin = run * walk.unit + piece * walk.piece;
-    end = std::min({begin + walk.piece, (run + 1) * walk.unit, walk.per_channel});
+    begin = walk.begin(run, piece);
+    end = walk.end(run, piece);
   }
 };
 
@@ -137,10 +145,7 @@ class Partials {
   double* at(const Chunk& chunk) { return sums_.data() + chunk.place * numbers_; }
   double* at(int64_t chunk, int64_t channel) {
     if (walk_.rows) return sums_.data() + chunk * numbers_ * walk_.channels + channel;
-    const int64_t run = chunk / walk_.pieces * walk_.channels + channel;
-    const int64_t place =
-        walk_.channels_outside ? channel * walk_.chunks + chunk : run * walk_.pieces + chunk % walk_.pieces;
-    return sums_.data() + place * numbers_;
+    return sums_.data() + walk_.place(channel, chunk / walk_.pieces, chunk % walk_.pieces) * numbers_;
   }
 
   // add(into, from) joins two chunks of a channel; chunk 0 ends with the total. A tree, so that the error grows with

@@ -2,9 +2,7 @@
 
 import pytest
 import torch
-from op_checks import (
-    INT,
-)
+from op_checks import INT, raw
 
 from pytorch_quantizer import InputError, ops
 from pytorch_quantizer.backend import module_path
@@ -78,3 +76,27 @@ class TestChecks:
         for scale_device, zero_device in (("meta", "meta"), ("meta", "cpu"), ("cpu", "meta")):
             with pytest.raises(InputError, match=rf"tensor's device cpu, got {scale_device}, {zero_device}"):
                 ops.fake_quantize(self.x, scale.to(scale_device), zero_point.to(zero_device), 0, 15)
+
+
+@pytest.mark.skipif(not module_path("_C"), reason="CPU kernels are not built")
+class TestRawOps:
+    """Those who call them past ops/ must not read foreign memory."""
+
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.int8, torch.int16, torch.int32])
+    def test_other_dtypes_are_refused(self, device, dtype):
+        x = torch.ones(100, 40, device=device).to(dtype)
+        scale, zero_point = torch.ones((), device=device), torch.zeros((), dtype=INT, device=device)
+        grid, rest = (scale, zero_point, 0, 15, -1), (0, 0, 0)
+        online = (True, 1, 3.0, 0, float("inf"), False, 0, 15, -1, *rest)
+        for call in (
+            lambda: raw.fake_quantize(x, *grid, *rest),
+            lambda: raw.fused_fake_quantize(x, None, True, *grid, *rest),
+            lambda: raw.fake_quantize_backward(x, x, *grid, *rest),
+            lambda: raw.learnable_fake_quantize_backward(x, x, scale, scale, 0, 15, -1, 1.0),
+            lambda: raw.online_fake_quantize(x, *online),
+            lambda: raw.quantize(x, *grid, *rest, torch.uint8),
+            lambda: raw.tensor_statistics(x, -1),
+            lambda: raw.histogram(x, torch.zeros((), dtype=torch.int64, device=device), 8, -1),
+        ):
+            with pytest.raises(RuntimeError, match="must be float32, float16 or bfloat16"):
+                call()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hard_inputs import DTYPES, LAYOUTS, assert_same, hard_tensor, hard_values
+from hard_inputs import DTYPES, LAYOUTS, assert_same, cut_tensors, hard_tensor, hard_values
 from op_checks import raw
 
 from pytorch_quantizer import InputError, ops, reference
@@ -86,6 +86,12 @@ class TestParity:
         check(torch.randn(6, 3000, device=device), 1)
         check(torch.randn(3, 64, 40, 40, device=device), 1)
         check(torch.tensor(1.7, device=device), None)
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_channels_cut_in_every_way(self, device, threads, count):
+        threads(count)
+        for x, axis in cut_tensors():
+            check(x.to(device), axis)
 
     def test_parameters_need_not_be_contiguous(self, device):
         x = hard_tensor("contiguous", device=device).nan_to_num(0, 50, -50)

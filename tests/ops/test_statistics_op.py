@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hard_inputs import DTYPES, LAYOUTS, assert_same
+from hard_inputs import DTYPES, LAYOUTS, assert_same, cut_tensors
 from op_checks import AXES, both, check_statistics
 
 from pytorch_quantizer import ops
@@ -32,6 +32,12 @@ class TestStatistics:
             check_statistics(x, None)
             check_statistics(torch.stack([x, x + 1, x * 2], 1), 1)
             check_statistics(torch.stack([x, x + 1, x * 2]), 0)
+
+    @pytest.mark.parametrize("count", [1, 2, 3])
+    def test_channels_cut_in_every_way(self, device, threads, count):
+        threads(count)
+        for x, axis in cut_tensors():
+            check_statistics(x.to(device), axis)
 
     def test_many_channels(self, device):
         check_statistics(torch.randn(5, 5001, generator=torch.Generator().manual_seed(0)).to(device), 1)
