@@ -4,6 +4,7 @@ from pytorch_quantizer.backend import backend
 from pytorch_quantizer.calibration.statistics_file import load_statistics, merge_statistics, save_statistics
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import evaluate
+from pytorch_quantizer.export.checkpoint import load, save
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.fold import fold
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -28,8 +29,10 @@ __all__ = [
     "capture",
     "evaluate",
     "fold",
+    "load",
     "load_statistics",
     "merge_statistics",
     "quantize",
+    "save",
     "save_statistics",
 ]

@@ -26,6 +26,7 @@ from pytorch_quantizer.quantization.histogram import Histogram
 from pytorch_quantizer.quantization.qparams import MAX_BITS, MAX_SCALE, MIN_SCALE, GridSpec
 from pytorch_quantizer.quantization.qtypes.quantizer import UNFITTED, Quantizer
 from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.reference import smallest_dtype
 
 Grid = tuple[Tensor, Tensor, Tensor]  # scale, zero_point and shift of some channels, each [K]
 
@@ -132,6 +133,33 @@ class AllocatedQuantizer(Quantizer):
             raise InputError(f"bits are for {len(self.levels)} channels, a tensor has {sizes[self.axis]}: {sizes}")
         values = math.prod(sizes) // len(self.levels)
         return -(-values * int(self.channel_bits.sum()) // 8)
+
+    @property
+    def signed_codes(self) -> bool:
+        """Of signed grids."""
+        return self.signed
+
+    def pack(self, codes: Tensor) -> dict[str, Tensor]:
+        """One stream: all codes of the first channel at its bits, then the next channel's, nothing in between."""
+        rows = codes.movedim(self.axis, 0).reshape(len(self.levels), -1).int()
+        places = [torch.arange(bits, device=rows.device, dtype=torch.int32) for bits in self.channel_bits.tolist()]
+        stream = [(row[:, None] >> place & 1).flatten() for row, place in zip(rows, places, strict=True)]
+        return {"codes": ops.pack(torch.cat(stream).to(torch.uint8), 1)}
+
+    def unpack(self, packed: dict[str, Tensor], shape: Iterable[int]) -> Tensor:
+        """The codes again, of the dtype that ``quantize`` gives them."""
+        sizes = list(shape)
+        values = math.prod(sizes) // max(len(self.levels), 1)
+        widths = self.channel_bits.tolist()
+        stream = ops.unpack(packed["codes"], 1, [values * sum(widths)]).int()
+        rows = []
+        for part, bits in zip(stream.split([values * bits for bits in widths]), widths, strict=True):
+            places = torch.arange(bits, device=part.device, dtype=torch.int32)
+            code = (part.view(values, bits) << places).sum(1)
+            rows.append(code - ((code >> (bits - 1) & 1) << bits) if self.signed and bits else code)
+        moved = sizes[self.axis : self.axis + 1] + sizes[: self.axis] + sizes[self.axis + 1 :]
+        codes = torch.stack(rows).reshape(moved).movedim(0, self.axis).contiguous()
+        return codes.to(smallest_dtype(*self.widest))
 
     def fit(self, source: Tensor | TensorStatistics) -> Self:
         """Choose each channel's range at its own bits; channels of the same bits are chosen together.

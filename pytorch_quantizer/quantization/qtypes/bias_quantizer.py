@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import prod
 from typing import Self
 
 import torch
@@ -36,6 +38,21 @@ class BiasQuantizer(Quantizer):
         """Take the grid of another weight scale, [] or [C]."""
         self.register_buffer("scale", self.input_scale * weight_scale.float())
         return self
+
+    def code_bytes(self, shape: Iterable[int]) -> int:
+        """Four a code."""
+        return 4 * prod(shape)
+
+    def pack(self, codes: Tensor) -> dict[str, Tensor]:
+        """int32 as it is."""
+        return {"codes": codes.to(torch.int32)}
+
+    def unpack(self, packed: dict[str, Tensor], shape: Iterable[int]) -> Tensor:
+        """The same back. Raises InputError where they are not as many, or no int32."""
+        codes, shape = packed["codes"], list(shape)
+        if codes.dtype != torch.int32 or codes.numel() != prod(shape):
+            raise InputError(f"codes of a bias must be int32 {shape}, got {codes.dtype} {list(codes.shape)}")
+        return codes.reshape(shape)
 
     def fit(self, source: Tensor | TensorStatistics) -> Self:
         """Nothing to learn: the grid follows from the layer's other two."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar
 
 import torch
@@ -44,6 +45,14 @@ class BinaryQuantizer(FormatQuantizer):
     def _simulate(self, x: Tensor) -> Tensor:
         scale = self._along(self.scale, x)
         return torch.where(x.isnan(), x, torch.where(x < 0, -scale, scale))
+
+    def pack(self, codes: Tensor) -> dict[str, Tensor]:
+        """A bit a code: 0 for −1, 1 for +1."""
+        return super().pack((codes > 0).to(torch.uint8))
+
+    def unpack(self, packed: dict[str, Tensor], shape: Iterable[int]) -> Tensor:
+        """−1 and +1 again, int8."""
+        return super().unpack(packed, shape).to(torch.int8) * 2 - 1
 
     def quantize(self, x: Tensor) -> Tensor:
         """−1 where x < 0, else +1; int8."""

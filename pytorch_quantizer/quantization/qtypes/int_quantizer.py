@@ -79,6 +79,11 @@ class IntQuantizer(Quantizer):
         return needs_histogram(self.clip)
 
     @property
+    def signed_codes(self) -> bool:
+        """Of a signed grid."""
+        return self.signed
+
+    @property
     def takes_gain(self) -> bool:
         """Whether there is a scale a channel."""
         return self.axis is not None

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.histogram import power_of_two
 from pytorch_quantizer.quantization.qparams import MAX_SCALE
 from pytorch_quantizer.quantization.qtypes.float_quantizer import E2M1, E2M3, E3M2, E4M3, E5M2, FloatFormat
@@ -89,6 +90,24 @@ class MXQuantizer(FormatQuantizer):
         """The element's value · 2^k, float32."""
         scale = power_of_two((codes >> 8) - SCALE_BIAS).float()
         return self.element.decode(codes & 0xFF) * scale
+
+    def pack(self, codes: Tensor) -> dict[str, Tensor]:
+        """The elements at their bits, and k + 127 of each block, a byte; blocks in the order in which they lie."""
+        scales = self._blocks(codes)[..., 0] >> 8
+        return {**super().pack(codes & 0xFF), "block_scales": scales.flatten().to(torch.uint8)}
+
+    def unpack(self, packed: dict[str, Tensor], shape: Iterable[int]) -> Tensor:
+        """Both put together again, int32."""
+        shape = torch.Size(shape)
+        elements = super().unpack(packed, shape).to(torch.int32)
+        blocks = self._blocks(elements)
+        scales = packed["block_scales"].to(torch.int32)
+        if scales.numel() != blocks[..., 0].numel():
+            raise InputError(
+                f"block_scales must be {blocks[..., 0].numel()} for shape {list(shape)}, got {scales.numel()}"
+            )
+        spread = scales.reshape(blocks.shape[:-1]).unsqueeze(-1).expand(blocks.shape)
+        return elements | (self._from_blocks(spread, shape) << 8)
 
     def range(self) -> tuple[Tensor, Tensor]:
         """± the element's largest value times the largest k that a float32 asks for."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor, nn
 
+from pytorch_quantizer import ops
 from pytorch_quantizer.quantization.qparams import MAX_BITS
 from pytorch_quantizer.quantization.statistics import TensorStatistics
 
@@ -62,6 +63,19 @@ class Quantizer(nn.Module, ABC):
     def code_bytes(self, shape: Iterable[int]) -> int:
         """Bytes that the codes of a tensor of this shape take, packed and filled up to whole bytes."""
         return -(-prod(shape) * self.bits // 8)
+
+    @property
+    def signed_codes(self) -> bool:
+        """Whether codes can be negative: packed, they are two's complement then."""
+        return False
+
+    def pack(self, codes: Tensor) -> dict[str, Tensor]:
+        """What a file holds of the codes of a tensor: dense bit streams, uint8, ``code_bytes`` in all."""
+        return {"codes": ops.pack(codes, self.bits)}
+
+    def unpack(self, packed: dict[str, Tensor], shape: Iterable[int]) -> Tensor:
+        """The codes of a tensor of this shape from what ``pack`` gave. Raises InputError where bytes are missing."""
+        return ops.unpack(packed["codes"], self.bits, list(shape), signed=self.signed_codes)
 
     @abstractmethod
     def fit(self, source: Tensor | TensorStatistics) -> Self:

@@ -52,6 +52,11 @@ class TernaryQuantizer(FormatQuantizer):
     def _simulate(self, x: Tensor) -> Tensor:
         return ops.fake_quantize(x, self.scale, self.zero_point, -1, 1, axis=self.axis)
 
+    @property
+    def signed_codes(self) -> bool:
+        """−1 is one."""
+        return True
+
     def quantize(self, x: Tensor) -> Tensor:
         """−1, 0, 1; int8; NaN is coded 0."""
         zero_point = self.zero_point

@@ -416,6 +416,16 @@ class TestSizesAndWords:
         with pytest.raises(InputError, match="bits are for 8 channels, a tensor has 3"):
             AllocatedQuantizer(BITS).code_bytes((3, 8))
 
+    def test_packed_codes_come_back(self, fitted, settings):
+        codes = fitted.quantize(read(settings, sample(settings)))
+        packed = fitted.pack(codes)
+        assert packed["codes"].numel() == fitted.code_bytes(codes.shape)
+        back = fitted.unpack(packed, codes.shape)
+        assert torch.equal(back, codes)
+        assert back.dtype == codes.dtype
+        with pytest.raises(InputError, match="must hold"):
+            fitted.unpack({"codes": packed["codes"][:-1]}, codes.shape)
+
     def test_stores_what_it_needs_and_no_more(self):
         stored = AllocatedQuantizer(BITS).fit(sample({})).storage()
         assert {name: (tensor.dtype, tensor.numel()) for name, tensor in stored.items()} == {

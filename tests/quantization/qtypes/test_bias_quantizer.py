@@ -66,6 +66,16 @@ def test_interface():
     torch.testing.assert_close(low, -(2.0**31) * quantizer.scale)
 
 
+def test_packs_as_int32():
+    quantizer = BiasQuantizer(S_X, S_W)
+    codes = quantizer.quantize(BIAS)
+    packed = quantizer.pack(codes)
+    assert packed["codes"].numel() * 4 == quantizer.code_bytes(codes.shape)
+    assert torch.equal(quantizer.unpack(packed, codes.shape), codes)
+    with pytest.raises(InputError, match="must be int32"):
+        quantizer.unpack({"codes": packed["codes"].long()}, codes.shape)
+
+
 def test_needs_a_per_tensor_input():
     with pytest.raises(InputError, match=r"per-tensor input scale, got shape \[3\]"):
         BiasQuantizer(S_W, S_W)

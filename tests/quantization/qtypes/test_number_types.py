@@ -8,10 +8,9 @@ import copy
 import pytest
 import torch
 
-from pytorch_quantizer import InputError, TensorStatistics, ops
+from pytorch_quantizer import InputError, TensorStatistics
 from pytorch_quantizer.quantization.clipping import CLIPPINGS, Domain
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
-from pytorch_quantizer.quantization.qtypes.binary_quantizer import BinaryQuantizer
 from pytorch_quantizer.quantization.qtypes.mx_quantizer import MXQuantizer
 
 BITS = {"int": (1, 4, 8, 16), "kmeans": (1, 4), "pot": (4,), "apot": (3,)}  # others: their one width
@@ -323,14 +322,19 @@ class TestCodes:
         assert fitted.code_bytes((5, 6, 0, 3)) == 0
 
     def test_codes_pack_into_the_bytes_that_are_reported(self, fitted):
-        if isinstance(fitted, MXQuantizer):
-            pytest.skip("its codes hold the blocks' scales, which lie beside the elements in a file")
         codes = fitted.quantize(sample(fitted))
-        packed = ops.pack(codes, fitted.bits)
-        assert packed.numel() == fitted.code_bytes(codes.shape)
-        if not isinstance(fitted, BinaryQuantizer):  # -1 and +1 have the same lowest bit
-            signed = bool((codes < 0).any())
-            assert torch.equal(ops.unpack(packed, fitted.bits, codes.shape, signed=signed, dtype=codes.dtype), codes)
+        packed = fitted.pack(codes)
+        assert {stream.dtype for stream in packed.values()} == {torch.uint8}
+        assert sum(stream.numel() for stream in packed.values()) == fitted.code_bytes(codes.shape)
+        back = fitted.unpack(packed, codes.shape)
+        assert torch.equal(back, codes)
+        assert back.dtype == codes.dtype
+
+    def test_a_stream_that_is_cut_short_is_refused(self, fitted):
+        packed = fitted.pack(fitted.quantize(sample(fitted)))
+        for name, stream in packed.items():
+            with pytest.raises(InputError, match=r"must (hold|be) \d+"):
+                fitted.unpack({**packed, name: stream[:-1]}, (5, 6, 7, 3))
 
     def test_integer_types_have_a_scale_and_a_zero_point(self, fitted):
         if not fitted.is_integer:

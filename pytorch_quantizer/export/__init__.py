@@ -1,0 +1,1 @@
+"""What leaves the toolkit: the exact integer reference, packed checkpoints, ONNX."""

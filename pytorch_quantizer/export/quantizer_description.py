@@ -1,0 +1,77 @@
+"""Quantizers as plain values, and back: what a file says of each beside the tensors of its ``storage``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.export.plain_values import decode, encode
+from pytorch_quantizer.quantization.clipping import Domain
+from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, BiasQuantizer, IntQuantizer, Quantizer
+from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
+from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantizer
+
+SETTINGS = ("signed", "narrow", "symmetric", "axis", "clip", "across_batches", "rounding", "seed")
+LEVELS: dict[type[Quantizer], str] = {
+    AllocatedQuantizer: "bits",
+    MidTreadQuantizer: "levels",
+}  # by the tensor of their storage that they start from
+
+FIXED: dict[type[Quantizer], tuple[str, ...]] = {
+    MidTreadQuantizer: ("narrow", "symmetric")
+}  # settings that a class does not ask for
+
+
+def types() -> dict[str, type[Quantizer]]:
+    """By class name, what a file may ask for: the registry's number types and those that recipes make of them."""
+    made: list[type[Quantizer]] = [AllocatedQuantizer, MidTreadQuantizer, OnlineQuantizer, BiasQuantizer]
+    classes = [*NUMBER_TYPES.values(), *made]
+    return {cls.__name__: cls for cls in classes}
+
+
+def describe_quantizer(quantizer: Quantizer) -> dict[str, Any]:
+    """Class, settings and the place of a stochastic one's generator; JSON can hold it. Tensors are in ``storage``."""
+    name = type(quantizer).__name__
+    if types().get(name) is not type(quantizer):
+        raise InputError(f"{name} is no number type of the registry (NUMBER_TYPES), so no file can ask for it; add it")
+    if isinstance(quantizer, BiasQuantizer):
+        return {"type": name, "input_scale": quantizer.input_scale.item()}
+    found = {"type": name, "bits": quantizer.bits, "drawn": getattr(quantizer, "drawn", 0)}
+    found |= {setting: getattr(quantizer, setting) for setting in SETTINGS if hasattr(quantizer, setting)}
+    domain = getattr(quantizer, "domain", None)
+    if domain is not None:
+        found["domain"] = {name: encode(value) for name, value in asdict(domain).items()}
+    return found
+
+
+def build_quantizer(
+    description: dict[str, Any], storage: dict[str, Tensor], *, weight_scale: Tensor | None = None
+) -> Quantizer:
+    """The quantizer that was described. weight_scale: of the layer's outputs, which a bias's grid follows from.
+
+    Raises InputError, KeyError, TypeError or ValueError where description and storage don't fit together.
+    """
+    cls = types()[description["type"]]
+    if cls is BiasQuantizer:
+        if weight_scale is None:
+            raise InputError("a bias has a grid, its layer's weight has none")
+        return BiasQuantizer(torch.tensor(description["input_scale"], dtype=torch.float32), weight_scale)
+    settings = {name: description[name] for name in SETTINGS if name in description and name not in FIXED.get(cls, ())}
+    if "domain" in description:
+        settings["domain"] = Domain(**{name: decode(value) for name, value in description["domain"].items()})
+    made, built = cast("Callable[..., Any]", cls), None
+    if cls in LEVELS:
+        built = made(storage[LEVELS[cls]], **settings)
+    elif cls is OnlineQuantizer:
+        built = OnlineQuantizer(IntQuantizer(description["bits"], **settings))
+    else:
+        built = made(description["bits"], **settings)
+    if hasattr(built, "drawn"):
+        built.drawn = description["drawn"]
+    restored: Quantizer = built.restore(storage)
+    return restored
