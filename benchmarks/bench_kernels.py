@@ -102,7 +102,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--layouts", nargs="+", choices=LAYOUTS, default=LAYOUTS)
     parser.add_argument("--elements", nargs="+", type=int, help="sizes of activations")
     parser.add_argument("--call-sizes", nargs="+", type=int, default=CALL_SIZES, help="elements of small vectors")
-    parser.add_argument("--large", action="store_true", help="on the CPU 2^28 elements too, unless --elements says which")
+    parser.add_argument(
+        "--large", action="store_true", help="on the CPU 2^28 elements too, unless --elements says which"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", type=Path)

@@ -39,4 +39,4 @@ for name, entry in description["codes"].items():
     along = [-1 if axis == quantizer["axis"] else 1 for axis in range(len(entry["shape"]))]
     offset = codes.reshape(entry["shape"]) - zero.astype("i8").reshape(along if zero.size > 1 else -1)
     weights[name] = offset.astype("f4") * scale.reshape(along if scale.size > 1 else -1)
-np.savez(sys.argv[2], **weights)
+np.savez(sys.argv[2], **weights)  # type: ignore[arg-type]
