@@ -5,9 +5,7 @@ nothing that a file says is ever looked up elsewhere, imported or run.
 from __future__ import annotations
 
 import builtins
-import hashlib
 import inspect
-import json
 import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -151,10 +149,3 @@ def build_graph(descriptions: Iterable[Description], foreign: Mapping[str, Any])
         raise InputError("the file's graph has no output at its end")
     graph.lint()
     return graph
-
-
-def graph_hash(graph: fx.Graph) -> str:
-    """SHA-256 of what a graph computes, parameters apart; quantizers' calls are passed over."""
-    described = describe_graph(graph)
-    text = json.dumps([{key: entry[key] for key in ("op", "target", "args", "kwargs")} for entry in described])
-    return hashlib.sha256(text.encode()).hexdigest()
