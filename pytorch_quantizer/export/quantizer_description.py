@@ -17,14 +17,9 @@ from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQ
 from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantizer
 
 SETTINGS = ("signed", "narrow", "symmetric", "axis", "clip", "across_batches", "rounding", "seed")
-LEVELS: dict[type[Quantizer], str] = {
-    AllocatedQuantizer: "bits",
-    MidTreadQuantizer: "levels",
-}  # by the tensor of their storage that they start from
-
-FIXED: dict[type[Quantizer], tuple[str, ...]] = {
-    MidTreadQuantizer: ("narrow", "symmetric")
-}  # settings that a class does not ask for
+# By class, what of its storage it starts from, and the settings that it does not ask for.
+LEVELS: dict[type[Quantizer], str] = {AllocatedQuantizer: "bits", MidTreadQuantizer: "levels"}
+FIXED: dict[type[Quantizer], tuple[str, ...]] = {MidTreadQuantizer: ("narrow", "symmetric")}
 
 
 def types() -> dict[str, type[Quantizer]]:
