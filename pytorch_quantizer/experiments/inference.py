@@ -49,6 +49,9 @@ class InferenceConfig:
     data: Path | None = _option(None, "the data set's folder (imagenet: default ~/datasets/ILSVRC2012)")
     arch: str | None = _option(None, "resnet20 … resnet110 (CIFAR), or any torchvision classification model")
     checkpoint: Path | None = _option(None, "weights: .safetensors, .pth, .th; default: bundled, else torchvision's")
+    image_size: int | None = _option(
+        None, "pixels of the square that images are brought to; default: the network's own"
+    )
     calibration_samples: int = _option(1024, "images that ranges are chosen from, drawn from the training split")
     batch_size: int = _option(128, "images a batch")
     limit: int | None = _option(None, "evaluate this many images, spread evenly over the data set")
@@ -134,7 +137,7 @@ def resolved(config: InferenceConfig) -> ResolvedConfig:
 
 def load_images(config: ResolvedConfig) -> tuple[ImageDataset, ImageDataset, str]:
     """(test images, calibration images, the split these come from): the training split, where there is one."""
-    preprocessing = default_preprocessing(config.arch, config.dataset)
+    preprocessing = default_preprocessing(config.arch, config.dataset, config.image_size)
     source = "train" if has_split(config.dataset, config.data, "train") else "test"
     test, calibration = (
         load_dataset(

@@ -3,6 +3,7 @@ What a network looks like inside is cifar_resnet.py's and torchvision's; reading
 """
 
 import difflib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,8 @@ def create_model(
     return model.eval()
 
 
-def default_preprocessing(arch: str, dataset_name: str) -> Preprocessing:
-    """How `arch` wants the images of a data set.
+def default_preprocessing(arch: str, dataset_name: str, image_size: int | None = None) -> Preprocessing:
+    """How `arch` wants the images of a data set; `image_size`: brought to a square of so many pixels instead.
 
     ImageNet and folders: resize, crop and interpolation of the weights that `pretrained` would load. CIFAR ResNets
     read small images at their own size (photographs at 32 pixels); torchvision's models get small images enlarged.
@@ -71,6 +72,11 @@ def default_preprocessing(arch: str, dataset_name: str) -> Preprocessing:
     _known(arch)
     if dataset_name not in DATASETS:
         raise InputError(f"unknown data set {dataset_name!r}: choose one of {', '.join(DATASETS)}")
+    usual = _usual_preprocessing(arch, dataset_name)
+    return usual if image_size is None else replace(usual, resize=image_size, crop=image_size)
+
+
+def _usual_preprocessing(arch: str, dataset_name: str) -> Preprocessing:
     if dataset_name in PHOTOGRAPHS:
         return Preprocessing(resize=32, crop=32) if arch in DEPTHS else _published_preprocessing(arch)
     own: Preprocessing = DATASETS[dataset_name].PREPROCESSING

@@ -38,6 +38,8 @@ class TrainingConfig:
         arch: a name that create_model knows.
         dataset: a name that load_dataset knows.
         data: the folder of the data set; digits needs none.
+        image_size: pixels of the square that the images are brought to; what the network usually reads unless given
+            (a torchvision network 224 or more, whatever the data set).
         epochs: passes over the training images; the last one's weights are kept, nothing is selected.
         batch_size: images a step.
         learning_rate: the highest; it rises over the warm-up and falls to 0 along a half cosine.
@@ -59,6 +61,7 @@ class TrainingConfig:
     arch: str = "resnet20"
     dataset: str = "digits"
     data: Path | None = None
+    image_size: int | None = None
     epochs: int = 60
     batch_size: int = 64
     learning_rate: float = 0.1

@@ -140,7 +140,7 @@ def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, A
 
 
 def _load_split(config: TrainingConfig, split: str) -> ImageDataset:
-    preprocessing = default_preprocessing(config.arch, config.dataset)
+    preprocessing = default_preprocessing(config.arch, config.dataset, config.image_size)
     return load_dataset(config.dataset, config.data, split=split, preprocessing=preprocessing)
 
 

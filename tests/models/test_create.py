@@ -117,6 +117,10 @@ class TestPreprocessing:
     def test_torchvisions_models_get_small_images_enlarged(self):
         assert default_preprocessing("vit_b_16", "mnist") == Preprocessing(224, 224, (0.1307,), (0.3081,))
 
+    def test_a_size_that_was_asked_for_wins(self):
+        assert default_preprocessing("resnet18", "mnist", 28) == Preprocessing(28, 28, (0.1307,), (0.3081,))
+        assert default_preprocessing("resnet50", "imagenet", 64) == Preprocessing(resize=64, crop=64)
+
     @pytest.mark.parametrize("arch", list_models())
     def test_every_model_has_one_for_every_data_set(self, arch):
         for dataset in ("digits", "mnist", "cifar10", "imagenet", "folder"):

@@ -64,6 +64,30 @@ class TestRun:
         assert all(torch.equal(first[key], second[key]) for key in first)
 
 
+class TestImageSize:
+    @pytest.fixture
+    def sizes(self, small, monkeypatch):
+        """The heights of the images that a network saw while it trained and was evaluated."""
+        seen = set()
+
+        def seeing(*args, **kwargs):
+            model = create_model("resnet20")
+            model.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape[2]))
+            return model
+
+        monkeypatch.setattr("pytorch_quantizer.training.float_training.create_model", seeing)
+        return seen
+
+    @pytest.mark.parametrize(("settings", "size"), [({}, 8), ({"image_size": 16}, 16)])
+    def test_training_and_test_images_are_brought_to_it(self, small, sizes, settings, size):
+        train(config_of(small, **settings), progress=False)
+        assert sizes == {size}
+
+    def test_none_at_all(self, small):
+        with pytest.raises(InputError, match="resize must be at least 1 pixel, got 0"):
+            train(config_of(small, image_size=0), progress=False)
+
+
 class TestMistakes:
     def test_divergence_is_said_and_nothing_is_written(self, small):
         config = config_of(small, epochs=5, learning_rate=1e30, warmup_epochs=0, validation_fraction=0)
