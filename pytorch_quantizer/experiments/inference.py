@@ -49,9 +49,7 @@ class InferenceConfig:
     data: Path | None = _option(None, "the data set's folder (imagenet: default ~/datasets/ILSVRC2012)")
     arch: str | None = _option(None, "resnet20 … resnet110 (CIFAR), or any torchvision classification model")
     checkpoint: Path | None = _option(None, "weights: .safetensors, .pth, .th; default: bundled, else torchvision's")
-    image_size: int | None = _option(
-        None, "pixels that images are brought to, square; default: the network's own"
-    )
+    image_size: int | None = _option(None, "pixels that images are brought to, square; default: the network's own")
     calibration_samples: int = _option(1024, "images that ranges are chosen from, drawn from the training split")
     batch_size: int = _option(128, "images a batch")
     limit: int | None = _option(None, "evaluate this many images, spread evenly over the data set")
