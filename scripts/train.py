@@ -6,13 +6,10 @@ python scripts/train.py --dataset cifar10 --data PATH --arch resnet20 --output r
 """
 
 import sys
-from typing import Any
 
-import jsonargparse
-import yaml
-
-from pytorch_quantizer.command_line import HelpFormatter, run
+from pytorch_quantizer.command_line import run
 from pytorch_quantizer.training import TrainingConfig, train
+from pytorch_quantizer.training.flags import parse_training
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -26,36 +23,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parse(arguments: list[str]) -> TrainingConfig:
     """Read flags over config file over defaults; keys that start with '_' are comments."""
-    jsonargparse.set_loader("commented_yaml", load_commented_yaml, exceptions=(yaml.YAMLError,))
-    config: TrainingConfig = jsonargparse.auto_cli(
-        TrainingConfig,
-        args=[_underscored(argument) for argument in arguments],
-        as_positional=False,
-        prog="train.py",
-        description=__doc__,
-        parser_mode="commented_yaml",
-        exit_on_error=False,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
-    return config
-
-
-def _underscored(argument: str) -> str:
-    """Let --batch-size mean --batch_size, which is what a config file calls it."""
-    flag, equals, value = argument.partition("=")
-    return (flag.replace("-", "_").replace("__", "--", 1) if flag.startswith("--") else flag) + equals + value
-
-
-def load_commented_yaml(text: str) -> Any:
-    """Read YAML (or JSON) and leave out keys that start with '_', at any depth."""
-    return _without_comments(yaml.safe_load(text))
-
-
-def _without_comments(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_comments(inner) for key, inner in value.items() if not str(key).startswith("_")}
-    return value
+    return parse_training(arguments, __doc__)
 
 
 if __name__ == "__main__":

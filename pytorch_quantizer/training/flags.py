@@ -1,0 +1,51 @@
+"""A TrainingConfig from flags over a config file over the defaults: what scripts/train.py is given.
+What the settings mean is config.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jsonargparse
+import yaml
+
+from pytorch_quantizer.command_line import HelpFormatter
+from pytorch_quantizer.training.config import TrainingConfig
+
+
+def parse_training(arguments: Sequence[str], description: str | None = None) -> TrainingConfig:
+    """Read flags over the file of ``--config`` over defaults; keys of the file that start with '_' are comments.
+
+    Raises InputError, or argparse's ArgumentError, for settings that aren't known or out of their rule.
+    """
+    jsonargparse.set_loader("commented_yaml", load_commented_yaml, exceptions=(yaml.YAMLError,))
+    config: TrainingConfig = jsonargparse.auto_cli(
+        TrainingConfig,
+        args=[_underscored(argument) for argument in arguments],
+        as_positional=False,
+        prog="train.py",
+        description=description,
+        parser_mode="commented_yaml",
+        exit_on_error=False,
+        allow_abbrev=False,
+        formatter_class=HelpFormatter,
+    )
+    return config
+
+
+def load_commented_yaml(text: str) -> Any:
+    """Read YAML (or JSON) and leave out keys that start with '_', at any depth."""
+    return _without_comments(yaml.safe_load(text))
+
+
+def _underscored(argument: str) -> str:
+    """Let --batch-size mean --batch_size, which is what a config file calls it."""
+    flag, equals, value = argument.partition("=")
+    return (flag.replace("-", "_").replace("__", "--", 1) if flag.startswith("--") else flag) + equals + value
+
+
+def _without_comments(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_comments(inner) for key, inner in value.items() if not str(key).startswith("_")}
+    return value
