@@ -2,7 +2,7 @@
 How it was quantized lives in quantization/ and graph/.
 """
 
-from pytorch_quantizer.evaluation.latency import Latency, measure_latency
+from pytorch_quantizer.evaluation.latency import Latency, compare_latency, latency_by_batch, measure_latency
 from pytorch_quantizer.evaluation.layers import layer_table, sqnr_db
 from pytorch_quantizer.evaluation.metrics import Evaluation, evaluate, wilson_interval
 from pytorch_quantizer.evaluation.size import size_bytes, size_label
@@ -10,7 +10,9 @@ from pytorch_quantizer.evaluation.size import size_bytes, size_label
 __all__ = [
     "Evaluation",
     "Latency",
+    "compare_latency",
     "evaluate",
+    "latency_by_batch",
     "layer_table",
     "measure_latency",
     "size_bytes",
