@@ -1,4 +1,6 @@
-"""Whether an integer model computes what the simulation said: tensor by tensor, by how many codes, and why."""
+"""Whether another model computes the codes that the simulation does: tensor by tensor, by how many codes, and why.
+What is wrong with a model whose codes differ by more than ties is for faults.py to say.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from pytorch_quantizer.export.integer import IntegerModel, Step
+from pytorch_quantizer.export.integer import IntegerModel
 from pytorch_quantizer.graph.operations import label, module_of
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.qtypes import Quantizer
 
 TIE = 1e-4  # of a code: so near to a half before rounding, float32's noise decides; of 8 bits and fewer
+SAME, TIES = "the same", "ties"
 
 
 @dataclass(frozen=True)
 class TensorAgreement:
-    """One tensor, computed in integers from the simulation's codes of what it is computed from.
+    """One tensor's codes in two models.
 
-    bits: of its codes. places: elements seen. differing: of these, codes that differ from the simulation's; most: by
-    how much at the most. from_tie: how far from a half the differing ones were before rounding, at the most, in codes.
+    bits: of its codes. places: elements seen. differing: of these, codes that differ; most: by how much at the most.
+    from_tie: how far the differing ones were from a half before rounding, at the most, in codes, as integers compute
+    them from the simulation's codes of what the tensor is computed from.
     """
 
     name: str
@@ -31,6 +35,11 @@ class TensorAgreement:
     differing: int = 0
     most: int = 0
     from_tie: float = 0.0
+
+    @property
+    def share(self) -> float:
+        """The fraction of places that differ."""
+        return self.differing / self.places if self.places else 0.0
 
     @property
     def only_ties(self) -> bool:
@@ -43,21 +52,27 @@ class TensorAgreement:
     def why(self) -> str:
         """In words."""
         if not self.differing:
-            return "the same"
-        return "ties" if self.only_ties else f"up to {self.from_tie:.3g} of a code from a tie"
+            return SAME
+        return TIES if self.only_ties else f"up to {self.from_tie:.3g} of a code from a tie"
 
-    def seeing(self, step: Step, simulated: Tensor) -> TensorAgreement:
-        """With another batch's codes."""
-        apart = (step.result.codes - simulated.long()).abs()
-        differing = apart > 0
-        from_tie = (step.before.double() - step.before.double().floor() - 0.5).abs()[differing]
+    def seeing(self, codes: Tensor, others: Tensor, before: Tensor) -> TensorAgreement:
+        """With another batch: its codes in both models, and what they were before rounding; all of one shape."""
+        if codes.shape != others.shape:
+            raise ValueError(f"{self.name}: codes {list(codes.shape)} beside codes {list(others.shape)}")
+        differing = codes != others
+        apart = (codes[differing].long() - others[differing].long()).abs()
+        v = before[differing].double()
         return replace(
             self,
-            places=self.places + apart.numel(),
-            differing=self.differing + int(differing.sum()),
-            most=max([self.most, *apart[differing].tolist()]),
-            from_tie=max([self.from_tie, *from_tie.tolist()]),
+            places=self.places + codes.numel(),
+            differing=self.differing + len(apart),
+            most=max(self.most, _highest(apart)),
+            from_tie=max(self.from_tie, _highest((v - v.floor() - 0.5).abs())),
         )
+
+
+def _highest(values: Tensor) -> Any:
+    return values.max().item() if len(values) else 0
 
 
 class _Recorder(fx.Interpreter):
@@ -71,8 +86,13 @@ class _Recorder(fx.Interpreter):
         value = super().run_node(n)
         quantizer, source = module_of(self.model, n), n.args[0] if n.args else None
         if isinstance(quantizer, Quantizer) and isinstance(source, fx.Node):
-            self.codes[label(n).removesuffix(":quantized")] = quantizer.quantize(self.env[source])
+            self.codes[tensor_name(n)] = quantizer.quantize(self.env[source])
         return value
+
+
+def tensor_name(node: fx.Node) -> str:
+    """The site that a quantizer's node belongs to, by name."""
+    return label(node).removesuffix(":quantized")
 
 
 @torch.no_grad()
@@ -85,7 +105,8 @@ def simulated_codes(model: QuantizedModel, images: Tensor) -> tuple[Any, dict[st
 def tensor_agreement(model: QuantizedModel, batches: Iterable[Tensor]) -> list[TensorAgreement]:
     """Each tensor on a grid, in the order of execution, over all batches of images.
 
-    Raises InputError as IntegerModel does.
+    Each is computed in integers from the simulation's codes of what it is computed from, so that no tensor answers for
+    another. Raises InputError as IntegerModel does.
     """
     integer = IntegerModel(model)
     found: dict[str, TensorAgreement] = {}
@@ -93,7 +114,6 @@ def tensor_agreement(model: QuantizedModel, batches: Iterable[Tensor]) -> list[T
         _, codes = simulated_codes(model, images)
         _, trace = integer.trace(images, given=codes)
         for step in trace.steps:
-            found[step.name] = found.get(step.name, TensorAgreement(step.name, step.result.grid.bits)).seeing(
-                step, codes[step.name]
-            )
+            known = found.get(step.name, TensorAgreement(step.name, step.result.grid.bits))
+            found[step.name] = known.seeing(step.result.codes, codes[step.name], step.before)
     return list(found.values())

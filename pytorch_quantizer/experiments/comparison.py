@@ -1,0 +1,331 @@
+"""The simulation beside what runs in integers, on the same images: which codes and predictions differ, where and why.
+The exact reference is export/integer.py's, the exported model export/onnx.py's; scripts/compare.py is the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sized
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from pytorch_quantizer.atomic import require_writable
+from pytorch_quantizer.calibration.calibrate import device_of
+from pytorch_quantizer.data import calibration_loader, make_loader
+from pytorch_quantizer.environment import choose_device, provenance
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.export.agreement import SAME, TIES, TensorAgreement, simulated_codes
+from pytorch_quantizer.export.faults import faults
+from pytorch_quantizer.export.integer import IntegerModel, Step
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantize import quantize
+
+FILE = "compare.json"
+SIMULATED, INTEGER, ONNXRUNTIME = "simulated", "integer", "onnxruntime"
+ALONE = "alone"  # the integer reference, each tensor from the simulation's codes of what it is computed from
+MEMORY = 2**30  # bytes that what is known of the images compared at once may take
+PLACE = 48  # bytes an element takes: two traces, and what is computed on the way
+PROBED = 2  # images that a fault is sought with
+LOGITS = 1e-5  # of the largest logit: float32's noise in sums of a few thousand terms is less
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where one model's codes leave another's first, in the order of execution, each model running by itself.
+
+    model, beside: simulated, integer or onnxruntime. position: of the tensor among all, from 1.
+    """
+
+    model: str
+    beside: str
+    tensor: str
+    position: int
+    places: int
+    differing: int
+    most: int
+    from_tie: float
+    why: str
+
+    @property
+    def share(self) -> float:
+        """The fraction of places that differ."""
+        return self.differing / self.places
+
+
+@dataclass(frozen=True)
+class TensorComparison:
+    """One tensor on a grid, its codes against the simulation's.
+
+    alone: in integers, from the simulation's codes of what it is computed from. integer, onnxruntime: where these
+    models run by themselves, so that what was different before counts too; None where there is no such model, or the
+    tensor is none that it stores. why: what makes ``alone`` differ.
+    """
+
+    name: str
+    type: str
+    alone: TensorAgreement
+    integer: TensorAgreement
+    onnxruntime: TensorAgreement | None
+    why: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        row: dict[str, Any] = {"name": self.name, "type": self.type, "bits": self.alone.bits}
+        row["places"] = self.alone.places
+        for model in (ALONE, INTEGER, ONNXRUNTIME):
+            found = getattr(self, model)
+            row[model] = None if found is None else _counts(found) | {"share": found.share}
+        return row | {"why": self.why}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was seen on ``images`` images; entries by model: integer and onnxruntime, top1 also simulated.
+
+    predictions_agree: fraction of images for which a model predicts the simulation's class. top1: fraction right, None
+    without labels. logits_apart: the largest difference from a simulated logit; logits_why: what makes those differ
+    that are computed in integers from the simulation's codes. tensors: in the order of execution. differences: where a
+    model leaves another first, one for each two that differ. floats: what the integer reference computes in float.
+    left_out: why a model that did not run did not; its other entries are None.
+    """
+
+    images: int
+    predictions_agree: dict[str, float | None]
+    top1: dict[str, float | None]
+    logits_apart: dict[str, float | None]
+    logits_why: str
+    tensors: tuple[TensorComparison, ...]
+    differences: tuple[Difference, ...]
+    floats: tuple[str, ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def first_difference(self) -> Difference | None:
+        """The first tensor at which any model leaves the simulation; None where all codes are the simulation's."""
+        from_simulation = [found for found in self.differences if found.beside == SIMULATED]
+        return min(from_simulation, key=lambda found: found.position, default=None)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        first, plain = self.first_difference, ("images", "predictions_agree", "top1", "logits_apart", "logits_why")
+        return {
+            **{name: getattr(self, name) for name in plain},
+            "first_difference": None if first is None else asdict(first),
+            "differences": [asdict(found) for found in self.differences],
+            "computed_in_float": list(self.floats),
+            "left_out": self.left_out,
+            "tensors": [tensor.as_dict() for tensor in self.tensors],
+        }
+
+
+def compare(model: QuantizedModel, batches: Iterable[Any], *, progress: bool = True) -> Comparison:
+    """Run a simulated model, and what runs in integers, on the same images.
+
+    batches: images [N, …], or (images, labels), of which top-1 is told. However large the batches, so few images at
+    once are compared that what is known of them fits in MEMORY.
+    Raises InputError where there are no images, where outputs are no logits [N, classes] or not finite, and as
+    IntegerModel does for what integer kernels can't run.
+    """
+    comparing = _Comparing(model)
+    with tqdm(desc="compare", unit="image", total=_count(batches), delay=1, disable=not progress, leave=False) as bar:
+        for batch in batches:
+            for images, labels in comparing.pieces(*_images_and_labels(batch)):
+                comparing.see(images, labels)
+                bar.update(len(images))
+    return comparing.result()
+
+
+def run_comparison(config: InferenceConfig, recipe: Recipe) -> tuple[Comparison, dict[str, Any], QuantizedModel]:
+    """Quantize as run_inference does and compare: (what was seen, what it was seen on, the simulated model).
+
+    Raises InputError for whatever in ``config`` or ``recipe`` can't be carried out, or not in integers. Nothing is
+    written; but an output folder that can't be written to is noticed before the work, not after it.
+    """
+    config = resolved(config)
+    device = choose_device(config.device)
+    test, calibration, source = load_images(config)
+    model = load_model(config, test).to(device)
+    if config.output is not None:
+        require_writable(config.output / FILE)
+    drawn = calibration_loader(calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed)
+    quantized = quantize(model, recipe, drawn, statistics_file=config.statistics_file, strict=config.strict)
+    comparison = compare(quantized, make_loader(test, config.batch_size, limit=config.limit))
+    record = {
+        "dataset": config.dataset,
+        "arch": config.arch,
+        "seed": config.seed,
+        "recipe": asdict(recipe),
+        "calibration": {
+            "samples": quantized.calibration_images,
+            "split": None if quantized.statistics_read else source,
+            "statistics_file": str(config.statistics_file) if quantized.statistics_read else None,
+        },
+        "skipped_images": list(dict.fromkeys([*test.skipped, *calibration.skipped])),
+        **provenance(device),
+    }
+    return comparison, record, quantized
+
+
+class _Comparing:
+    """What has been seen so far. tallies: by two models, then by tensor."""
+
+    def __init__(self, model: QuantizedModel) -> None:
+        self.model, self.integer, self.device = model, IntegerModel(model), device_of(model)
+        self.tallies: dict[tuple[str, str], dict[str, TensorAgreement]] = {}
+        self.logits: dict[str, list[Tensor]] = {}
+        self.labels: list[Tensor | None] = []
+        self.floats: dict[str, None] = {}
+        self.at_once, self.probe = 0, torch.empty(0)
+
+    def pieces(self, images: Tensor, labels: Tensor | None) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """A batch in parts of which what is known fits in MEMORY."""
+        images = images.to(self.device)
+        if not self.at_once and len(images):
+            self.at_once, self.probe = _images_at_once(self.integer, images[:1]), images[:PROBED]
+        for start in range(0, len(images), self.at_once or 1):
+            part = slice(start, start + self.at_once)
+            yield images[part], None if labels is None else labels[part]
+
+    def see(self, images: Tensor, labels: Tensor | None) -> None:
+        """Run every model on a few images."""
+        outputs: dict[str, Any] = {}
+        codes: dict[str, Mapping[str, Tensor]] = {}
+        outputs[SIMULATED], codes[SIMULATED] = simulated_codes(self.model, images)
+        outputs[ALONE], alone = self.integer.trace(images, given=codes[SIMULATED])
+        outputs[INTEGER], own = self.integer.trace(images)
+        codes |= {
+            name: {step.name: step.result.codes for step in trace.steps}
+            for name, trace in ((ALONE, alone), (INTEGER, own))
+        }
+        for model in (ALONE, INTEGER):
+            self._tally(model, SIMULATED, codes, alone.steps)
+        for model, logits in outputs.items():
+            self.logits.setdefault(model, []).append(_checked_logits(model, logits, len(images)))
+        self.floats |= dict.fromkeys(alone.floats)
+        self.labels.append(labels)
+
+    def _tally(self, model: str, beside: str, codes: dict[str, Mapping[str, Tensor]], alone: list[Step]) -> None:
+        """Count two models' codes, with what they were before rounding as integers have it."""
+        found = self.tallies.setdefault((model, beside), {})
+        for step in alone:
+            if step.name in codes[model]:
+                known = found.get(step.name, TensorAgreement(step.name, step.result.grid.bits))
+                found[step.name] = known.seeing(codes[model][step.name], codes[beside][step.name], step.before)
+
+    def result(self) -> Comparison:
+        """All of it. Raises InputError where there were no images."""
+        if not self.labels:
+            raise InputError("nothing to compare: there were no images")
+        logits = {name: torch.cat(parts) for name, parts in self.logits.items()}
+        alone, simulated = logits.pop(ALONE), logits[SIMULATED]
+        predictions = {name: _predictions(values) for name, values in logits.items()}
+        labels = _joined(self.labels, simulated.shape[1])
+        others = [INTEGER, ONNXRUNTIME]
+        return Comparison(
+            images=len(simulated),
+            predictions_agree={name: _fraction(predictions.get(name), predictions[SIMULATED]) for name in others},
+            top1={name: _fraction(predictions.get(name), labels) for name in (SIMULATED, *others)},
+            logits_apart={name: _apart(logits.get(name), simulated) for name in others},
+            logits_why=self._logits_why(alone, simulated),
+            tensors=tuple(self._tensors()),
+            differences=tuple(self._differences()),
+            floats=tuple(self.floats),
+            left_out={ONNXRUNTIME: "there is no export to it yet"},
+        )
+
+    def _tensors(self) -> Iterator[TensorComparison]:
+        types = {site.name: site.quantizer.describe() for site in self.model.sites if site.quantizer is not None}
+        for name, alone in self.tallies[ALONE, SIMULATED].items():
+            yield TensorComparison(
+                name, types[name], alone, self.tallies[INTEGER, SIMULATED][name], None, self._why(alone)
+            )
+
+    def _differences(self) -> Iterator[Difference]:
+        """Where two models leave each other. The tensors before are the same, so that it is the tensor's own doing."""
+        for (model, beside), tensors in self.tallies.items():
+            differing = ((position, found) for position, found in enumerate(tensors.values(), 1) if found.differing)
+            position, found = next(differing, (0, None))
+            if found is not None and model != ALONE:
+                yield Difference(
+                    model, beside, found.name, position, found.places, **_counts(found), why=self._why(found)
+                )
+
+    def _why(self, agreement: TensorAgreement) -> str:
+        if agreement.why in (SAME, TIES):
+            return agreement.why
+        return "; ".join([*faults(self.model, agreement.name, self.probe), agreement.why])
+
+    def _logits_why(self, alone: Tensor, simulated: Tensor) -> str:
+        apart, largest = float((alone - simulated).abs().max()), float(simulated.abs().max())
+        if apart == 0:
+            return SAME
+        if apart <= LOGITS * largest:
+            return "float32's rounding"
+        return "; ".join([*faults(self.model, None, self.probe), f"up to {apart:.3g} apart"])
+
+
+def _images_at_once(integer: IntegerModel, image: Tensor) -> int:
+    _, trace = integer.trace(image)
+    return max(1, MEMORY // (PLACE * sum(step.before.numel() for step in trace.steps) + 1))
+
+
+def _checked_logits(model: str, logits: Any, images: int) -> Tensor:
+    """float32 [N, classes], on the CPU."""
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != images:
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise InputError(f"compare needs a model that gives logits [{images}, classes], got {got}")
+    if not bool(logits.isfinite().all()):
+        raise InputError(f"logits ({model}) are NaN or infinite: check the model's weights and ranges")
+    return logits.float().cpu()
+
+
+def _joined(parts: list[Tensor | None], classes: int) -> Tensor | None:
+    """Labels [images], None where some images came without. Raises InputError for one beyond the model's classes."""
+    known = [part for part in parts if part is not None]
+    if len(known) < len(parts):
+        return None
+    labels = torch.cat(known).cpu()
+    if int(labels.max()) >= classes:
+        raise InputError(f"the model has {classes} outputs, but there is an image of class {int(labels.max())}")
+    return labels
+
+
+def _images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    images, *rest = batch if isinstance(batch, tuple | list) and batch else [batch]
+    if not isinstance(images, Tensor) or not images.is_floating_point() or len(rest) > 1:
+        raise InputError(
+            f"compare needs batches of float images [N, …] or (images, labels), got {type(batch).__name__}"
+        )
+    labels = rest[0] if rest else None
+    if labels is not None and (not isinstance(labels, Tensor) or labels.shape != images.shape[:1]):
+        got = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(f"labels must be one an image, [{len(images)}], got {got}")
+    return images, labels
+
+
+def _count(batches: Iterable[Any]) -> int | None:
+    """How many images there are, where a loader tells."""
+    sampler = getattr(batches, "sampler", None)
+    return len(sampler) if isinstance(sampler, Sized) else None
+
+
+def _counts(found: TensorAgreement) -> dict[str, Any]:
+    return {"differing": found.differing, "most": found.most, "from_tie": found.from_tie}
+
+
+def _predictions(logits: Tensor) -> Tensor:
+    """[N]: the class of the highest logit, of equal ones the first."""
+    return logits.sort(dim=1, descending=True, stable=True).indices[:, 0]
+
+
+def _fraction(predictions: Tensor | None, others: Tensor | None) -> float | None:
+    return None if predictions is None or others is None else float((predictions == others).double().mean())
+
+
+def _apart(logits: Tensor | None, others: Tensor) -> float | None:
+    return None if logits is None else float((logits - others).abs().max())

@@ -1,0 +1,83 @@
+"""Does what runs in integers compute what the simulation said? Simulation, integer reference and ONNX Runtime compared.
+
+Quantizes a network as run_inference.py does, runs all three on the same test images, and prints top-1 and predictions
+side by side, the tensors whose codes differ, and for each model the first tensor, in the order of execution, that
+differs from the simulation: by how many codes, and why. Writes compare.json into the output folder.
+
+  python scripts/compare.py
+      the embedded job: handwritten digits, the bundled ResNet-20, 8-bit weights, 4-bit activations
+
+  python scripts/compare.py --data DIR --arch resnet20 --checkpoint resnet20.th --recipe w8a8 --output OUT
+      DIR holds cifar-10-batches-py/, or train and test as .npz
+
+Each tensor is compared twice: alone, computed in integers from the simulation's codes of its inputs, so that it answers
+for itself; and where each model runs by itself. A tie is a value so near to a half before rounding that float32's noise
+decides to which side it falls. The integer reference is exact and slow: 1000 images unless --limit says otherwise.
+ONNX Runtime takes part where it is installed (pip install pytorch-quantizer[onnx]). The flags are run_inference.py's.
+"""
+
+import sys
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import jsonargparse
+from run_inference import DEFAULT_RECIPE, recipe_from
+
+from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
+from pytorch_quantizer.experiments.comparison import FILE, run_comparison
+from pytorch_quantizer.experiments.comparison_report import comparison_text, write_comparison
+from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
+from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
+
+
+@dataclass(frozen=True)
+class Config(InferenceConfig):
+    """InferenceConfig with fewer images, for exact integers are slow, and another file."""
+
+    limit: int | None = field(
+        default=1000, metadata={"help": "compare on this many images, spread evenly over the data set; null: all"}
+    )
+    output: Path | None = field(
+        default=None, metadata={"help": f"folder for {FILE}; default: results/compare_DATASET_ARCH_RECIPE"}
+    )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the flags, compare, print what differs, write the file."""
+    flags = vars(parser().parse_args(arguments))
+    config = resolved(Config(**{entry.name: flags[entry.name] for entry in fields(Config)}))
+    recipe = recipe_from(flags)
+    folder = config.output or Path("results") / f"compare_{config.dataset}_{config.arch}_{recipe.name}"
+    comparison, record, model = run_comparison(replace(config, output=folder), recipe)
+    write_comparison(comparison, record, folder)
+    if flags["summary"]:
+        print(model.summary(), end="\n\n")
+    print(f"{config.arch} on {config.dataset}: recipe {recipe.name}, {comparison.images} images\n")
+    print(comparison_text(comparison))
+    if record["skipped_images"]:
+        print(f"{len(record['skipped_images'])} images could not be decoded and were skipped; {FILE} lists them")
+    print(f"wrote {folder / FILE}")
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """The flags: what to run, then the recipe and its fields."""
+    made = jsonargparse.ArgumentParser(
+        prog="compare.py",
+        usage="compare.py [flags]",
+        description=__doc__,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    made.add_argument(
+        "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
+    )
+    add_flags(made, Config, "what to run")
+    made.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(list_recipes())}, or a YAML file")
+    add_flags(made, Recipe, "single fields of the recipe (default: as the recipe says)", optional=True)
+    return made
+
+
+if __name__ == "__main__":
+    run("compare.py", main)
+    sys.exit(0)
