@@ -31,7 +31,7 @@ def fit(
         if site.quantizer is None:
             continue
         try:
-            if site.is_activation:
+            if site.is_activation or site.kind == "state":
                 _fit_activation(site, site.quantizer, statistics)
             else:
                 _fit_weight(graph, site, site.quantizer, moments or {})

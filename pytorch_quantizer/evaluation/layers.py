@@ -29,8 +29,8 @@ def layer_table(
     clipped_fraction: the float tensor's values more than half a step outside the range. sqnr_db: the tensor's own
     quantization alone, 10·log10(Σx² / Σ(x − q(x))²). accumulated_sqnr_db: the simulated model's tensor against the
     float model's, all quantization before it included. entropy_bits: bits per value of its codes after an ideal
-    variable-length code (quantization/entropy.py). Empty where a tensor isn't quantized, infinite where nothing is
-    lost.
+    variable-length code (quantization/entropy.py). Empty where a tensor isn't quantized, and for the state of a
+    recurrent layer, which has a range at each time step; infinite where nothing is lost.
     """
     graph, _ = fold(capture(reference, images[:1]))
     nodes = {site.node for site in quantized.sites if site.is_activation and site.quantizer is not None}
@@ -76,7 +76,7 @@ def _measured(
     expected: dict[str, Tensor],
     simulated: dict[str, Tensor],
 ) -> dict[str, float | None]:
-    if site.quantizer is None:
+    if site.quantizer is None or site.kind == "state":
         return dict.fromkeys(("clipped_fraction", "sqnr_db", "accumulated_sqnr_db", "entropy_bits"))
     if site.is_activation:
         before, after = expected[site.node], site.quantizer(simulated[site.node])

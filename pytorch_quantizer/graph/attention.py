@@ -19,13 +19,13 @@ class DecomposedAttention(nn.Module):
         self.embed_dim, self.num_heads = attention.embed_dim, attention.num_heads
         self.head_dim, self.batch_first = attention.head_dim, attention.batch_first
         weight, bias = attention.in_proj_weight, attention.in_proj_bias
-        self.in_proj = _linear(weight, bias)
+        self.in_proj = linear_around(weight, bias)
         # Used where query, key and value are different tensors; they share the storage of in_proj.
         biases = (None, None, None) if bias is None else bias.chunk(3)
         self.q_proj, self.k_proj, self.v_proj = (
-            _linear(part, bias_part) for part, bias_part in zip(weight.chunk(3), biases, strict=True)
+            linear_around(part, bias_part) for part, bias_part in zip(weight.chunk(3), biases, strict=True)
         )
-        self.out_proj = _linear(attention.out_proj.weight, attention.out_proj.bias)
+        self.out_proj = linear_around(attention.out_proj.weight, attention.out_proj.bias)
 
     @staticmethod
     def obstacle(attention: nn.MultiheadAttention) -> str | None:
@@ -90,7 +90,7 @@ class DecomposedAttention(nn.Module):
         return x if self.batch_first else x.transpose(0, 1)
 
 
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def linear_around(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear layer around tensors that exist already."""
     with torch.device("meta"):
         linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)

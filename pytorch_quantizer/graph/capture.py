@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,10 +19,19 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.attention import DecomposedAttention
 from pytorch_quantizer.graph.normalize import normalize
 from pytorch_quantizer.graph.operations import called_name
+from pytorch_quantizer.graph.recurrent import CELLS, DecomposedCell, DecomposedRecurrence, Gates, Recurrence
 from pytorch_quantizer.graph.share import copy_sharing_parameters
 
 FAITHFUL = 1e-3  # largest difference from the model's own output, as a share of its largest value
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+DECOMPOSED: dict[type[nn.Module], Any] = {  # by class, what writes it out in layers, and says where it can't
+    nn.MultiheadAttention: DecomposedAttention,
+    **dict.fromkeys((nn.LSTM, nn.GRU, nn.RNN), DecomposedRecurrence),
+    **dict.fromkeys(CELLS, DecomposedCell),
+}
+PACKING = "torch/nn/utils/rnn.py"
+SHAPE_METHODS = ("size", "dim", "numel")
+SHAPE_ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,7 @@ def capture(
     _check_kind(model)
     check_finite(model)
     traced = _copied(model, share_parameters).eval()
-    opaque, originals = _write_out_attention(traced)
+    traced, opaque, originals = _write_out(traced)
     graph = _trace(traced, opaque, originals)
     if strict and opaque:
         name, reason = next(iter(opaque.items()))
@@ -117,7 +127,7 @@ class _Tracer(fx.Tracer):
         self.entered: list[str] = []
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        if module_qualified_name in self.opaque:
+        if module_qualified_name in self.opaque or isinstance(m, Recurrence | Gates):
             return True
         return super().is_leaf_module(m, module_qualified_name) and not _has_layers(m)
 
@@ -136,14 +146,14 @@ def _has_layers(module: nn.Module) -> bool:
     return not isinstance(module, nn.MultiheadAttention) and any(True for _ in module.children())
 
 
-def _trace(model: nn.Module, opaque: dict[str, str], originals: dict[str, nn.MultiheadAttention]) -> fx.GraphModule:
+def _trace(model: nn.Module, opaque: dict[str, str], originals: dict[str, nn.Module]) -> fx.GraphModule:
     """Trace, and each time a module resists, make the innermost one opaque, as it was, and begin again."""
     while True:
         tracer = _Tracer(opaque)
         try:
             graph = tracer.trace(model, concrete_args=_defaults(model))
         except Exception as error:  # whatever a foreign forward raises under tracing
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = _reason(error)
             if not tracer.entered:
                 raise InputError(
                     f"{type(model).__name__}.forward can't be traced by torch.fx: {reason}; move what depends on "
@@ -151,12 +161,19 @@ def _trace(model: nn.Module, opaque: dict[str, str], originals: dict[str, nn.Mul
                 ) from error
             resisting = tracer.entered[-1]
             opaque[resisting] = reason
-            for name, attention in originals.items():
+            for name, original in originals.items():
                 if f"{name}.".startswith(f"{resisting}."):
-                    _set_submodule(model, name, attention)
+                    _set_submodule(model, name, original)
             continue
         _drop_defaults(graph, model)
         return fx.GraphModule(tracer.root, graph, type(model).__name__).eval()
+
+
+def _reason(error: Exception) -> str:
+    """Why tracing stopped, in a line."""
+    if any(frame.filename.endswith(PACKING) for frame in traceback.extract_tb(error.__traceback__)):
+        return "it packs sequences (PackedSequence) of lengths that only a run tells"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -176,19 +193,25 @@ def _drop_defaults(graph: fx.Graph, model: nn.Module) -> None:
     graph.set_codegen(fx.graph.CodeGen())
 
 
-def _write_out_attention(model: nn.Module) -> tuple[dict[str, str], dict[str, nn.MultiheadAttention]]:
-    """Replace every nn.MultiheadAttention that can be by its layers; return the others' reasons, and the originals."""
+def _write_out(model: nn.Module) -> tuple[nn.Module, dict[str, str], dict[str, nn.Module]]:
+    """Replace every attention and recurrent layer that can be by its layers, also the model itself if it is one.
+
+    Returns the model, the reasons of those that can't be, and the originals of the others, by name.
+    """
     opaque, originals = {}, {}
     for name, module in list(model.named_modules()):
-        if not isinstance(module, nn.MultiheadAttention):
+        kind = nn.MultiheadAttention if isinstance(module, nn.MultiheadAttention) else type(module)
+        if kind not in DECOMPOSED:
             continue
-        obstacle = DecomposedAttention.obstacle(module)
-        if obstacle is None and name:
-            originals[name] = module
-            _set_submodule(model, name, DecomposedAttention(module).eval())
-        else:
-            opaque[name] = f"nn.MultiheadAttention can't be written out: {obstacle}"
-    return opaque, originals
+        obstacle = DECOMPOSED[kind].obstacle(module)
+        if obstacle is not None:
+            opaque[name] = f"nn.{kind.__name__} can't be written out: {obstacle}"
+            continue
+        originals[name] = module
+        if not name:
+            return DECOMPOSED[kind](module).eval(), opaque, {}
+        _set_submodule(model, name, DECOMPOSED[kind](module).eval())
+    return model, opaque, originals
 
 
 def _set_submodule(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -230,7 +253,7 @@ def _holds_floats(value: Any) -> bool:
 def _annotate(graph: fx.GraphModule, example: Tensor | None) -> None:
     if example is None:
         for node in graph.graph.nodes:
-            node.meta["is_tensor"] = True
+            node.meta["is_tensor"] = not _is_shape(node)
         return
     try:
         with torch.no_grad():
@@ -240,6 +263,16 @@ def _annotate(graph: fx.GraphModule, example: Tensor | None) -> None:
         raise InputError(
             f"the model can't run on calibration images of shape [N, {', '.join(map(str, example.shape[1:]))}]: {first}"
         ) from error
+
+
+def _is_shape(node: fx.Node) -> bool:
+    """Whether a node is known without an example to hold a tensor's shape, or numbers computed from one."""
+    if node.op == "call_method":
+        return node.target in SHAPE_METHODS
+    if node.target is getattr:
+        return node.args[1] in SHAPE_ATTRIBUTES
+    sources = node.all_input_nodes
+    return getattr(node.target, "__module__", "") == "_operator" and bool(sources) and all(map(_is_shape, sources))
 
 
 def _check_faithful(model: nn.Module, graph: fx.GraphModule, example: Tensor) -> None:

@@ -22,7 +22,7 @@ from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.share import copy_sharing, own_tensors
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.qtypes import Quantizer
-from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantization.recipe import DYNAMIC, Recipe
 
 QUANTIZERS = "quantizers"  # the submodule that holds those of activations
 
@@ -42,12 +42,15 @@ def insert(
     for site in sites:
         if site.kind == "weight" and site.quantizer is not None:
             _quantize_weight(graph, site, site.quantizer)
+        elif site.kind == "state" and site.quantizer is not None:
+            graph.get_submodule(site.node).add_module("state_quantizer", site.quantizer)
     biases = [quantize_bias(accumulator) for accumulator in sums]
     for site in sorted(sites, key=lambda site: not site.is_wide):  # wide ones first: they take additions out
         if site.is_activation and site.quantizer is not None:
-            _insert_quantizer(graph, nodes, site, site.quantizer)
+            some = site.is_wide or recipe.statistics == DYNAMIC
+            _insert_quantizer(graph, nodes, site, site.quantizer, for_consumers_alone=some)
         elif site.is_wide:  # left in float for its additions, which must not read the narrow one instead
-            _insert_quantizer(graph, nodes, site, nn.Identity())
+            _insert_quantizer(graph, nodes, site, nn.Identity(), for_consumers_alone=True)
     if not inplace:
         own_tensors(graph, float_graph)
     graph.graph.eliminate_dead_code()
@@ -63,15 +66,17 @@ def _quantize_weight(graph: fx.GraphModule, site: Site, quantizer: Quantizer) ->
     layer.add_module("weight_quantizer", quantizer)
 
 
-def _insert_quantizer(graph: fx.GraphModule, nodes: dict[str, fx.Node], site: Site, quantizer: nn.Module) -> None:
-    """Let everyone read the site's tensor through the quantizer; through a wide one only the additions it is for."""
+def _insert_quantizer(
+    graph: fx.GraphModule, nodes: dict[str, fx.Node], site: Site, quantizer: nn.Module, *, for_consumers_alone: bool
+) -> None:
+    """Let everyone read the site's tensor through the quantizer, or only the site's consumers."""
     source = nodes[site.node]
     name = f"{QUANTIZERS}." + free_name(graph, re.sub(r"\W", "_", site.name), inside=QUANTIZERS)
     graph.add_submodule(name, quantizer)
     with graph.graph.inserting_after(source):
         quantized = graph.graph.call_module(name, (source,), _observed_by(quantizer, nodes, site))
     quantized.meta = {**source.meta, "label": f"{site.name}:quantized"}
-    if site.is_wide:
+    if for_consumers_alone:
         for reader in [node for node in graph.graph.nodes if label(node) in site.consumers]:
             through = partial(_reroute, graph, source, quantized, reader)
             reader.args, reader.kwargs = fx.map_arg(reader.args, through), fx.map_arg(reader.kwargs, through)

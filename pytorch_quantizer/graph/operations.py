@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from pytorch_quantizer.graph.channel_clipped_relu import ChannelClippedReLU
+from pytorch_quantizer.graph.recurrent import Gates, Recurrence
 
 Convolution: TypeAlias = _ConvNd
 Layer: TypeAlias = _ConvNd | nn.Linear
@@ -138,6 +139,12 @@ def layer_of(graph: GraphModule, node: Node) -> Layer | None:
     return module if isinstance(module, LAYERS) else None
 
 
+def recurrence_of(graph: GraphModule, node: Node) -> Recurrence | None:
+    """The recurrent layer that a node calls, else None."""
+    module = module_of(graph, node)
+    return module if isinstance(module, Recurrence) else None
+
+
 def is_arithmetic(graph: GraphModule, node: Node) -> bool:
     """Whether a node reads its operands in integers without being a layer."""
     return is_tensor(node) and operation(graph, node) in ARITHMETIC
@@ -233,6 +240,21 @@ def layer_nodes(graph: GraphModule) -> Iterator[tuple[Node, Layer]]:
         layer = layer_of(graph, node)
         if layer is not None:
             yield node, layer
+
+
+def weighted_nodes(graph: GraphModule) -> Iterator[tuple[Node, Layer | Recurrence]]:
+    """Each call of a layer or of a Recurrence, in the order of execution."""
+    for node in graph.graph.nodes:
+        module = layer_of(graph, node) or recurrence_of(graph, node)
+        if module is not None:
+            yield node, module
+
+
+def layer_kind(graph: GraphModule, node: Node) -> str:
+    """A recipe's word for the layer that a node calls (recipe.DYNAMIC_LAYERS)."""
+    if any(isinstance(module_of(graph, called), Recurrence | Gates) for called in (node, *node.users)):
+        return "recurrent"
+    return "linear" if isinstance(module_of(graph, node), nn.Linear) else "convolution"
 
 
 def label(node: Node) -> str:

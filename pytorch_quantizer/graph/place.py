@@ -5,7 +5,7 @@ The quantizers are made here, unfitted; calibration/ fits them and insert.py put
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -30,22 +30,29 @@ from pytorch_quantizer.graph.operations import (
     keeps_values,
     kept_operands,
     label,
+    layer_kind,
     layer_nodes,
     layer_of,
     operation,
     operation_name,
+    recurrence_of,
     relu_ceiling,
     tensor_inputs,
+    weighted_nodes,
 )
 from pytorch_quantizer.graph.requests import Requests
 from pytorch_quantizer.graph.site import WIDE, Site
 from pytorch_quantizer.quantization.clipping import Domain
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, IntQuantizer, NumberType, Quantizer
 from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantizer
-from pytorch_quantizer.quantization.recipe import OUTPUT_MSE, Recipe
+from pytorch_quantizer.quantization.recipe import DYNAMIC, OUTPUT_MSE, Recipe
 
 FLOAT_ASKED = "the recipe asks for float32"
 NETWORK_OUTPUT = "network output"
+BETWEEN_LAYERS = "statistics dynamic quantizes what its layers themselves read, nothing between them"
+NO_STATE_RANGE = (
+    "calibration knows no range of a recurrent layer's state: set statistics dynamic, or activations float32"
+)
 MOST_INPUTS = 8192  # of an output, whose second moments are kept: 0.5 GiB in float64
 Readings = dict[fx.Node, list[fx.Node]]  # a tensor → the layers and arithmetic that read it
 
@@ -56,15 +63,21 @@ def place(graph: fx.GraphModule, recipe: Recipe, reasons: dict[str, str]) -> tup
     reasons: why modules stayed as they are (capture's opaque ones, batch norms that can't be folded), by label.
     Raises InputError where an override's pattern matches no layer or operation that reads a quantizable tensor.
     """
-    readings = read_tensors(graph)
+    dynamic = recipe.statistics == DYNAMIC
+    readings = layer_inputs(graph, recipe) if dynamic else read_tensors(graph)
     requests = Requests(graph, recipe)
-    requests.check_patterns(chain.from_iterable(readings.values()))
+    recurrences = [node for node in graph.graph.nodes if _takes_part(graph, node, recipe, recurrence_of)]
+    requests.check_patterns([*chain.from_iterable(readings.values()), *recurrences])
     sites = list(_weight_sites(graph, requests))
     for node in graph.graph.nodes:
         if node.op == "output" or not is_tensor(node):
             continue
+        if node in recurrences:
+            sites.append(_state_site(requests, node))
         if node in readings:
             sites += _activation_sites(graph, requests, node, readings)
+        elif dynamic:
+            sites += _between_layers(graph, node)
         else:
             sites += _float_site(graph, node, reasons)
     modules = [Site(f"{name}:module", "module", reason=reason, node=name) for name, reason in reasons.items()]
@@ -95,6 +108,22 @@ def read_tensors(graph: fx.GraphModule) -> Readings:
                 readers = readings.setdefault(source, [])
                 readers += [] if node in readers else [node]
     return readings
+
+
+def layer_inputs(graph: fx.GraphModule, recipe: Recipe) -> Readings:
+    """Each tensor that a layer of the recipe's dynamic_layers itself reads → these layers."""
+    readings: Readings = {}
+    for node in graph.graph.nodes:
+        if _takes_part(graph, node, recipe, layer_of):
+            readings.setdefault(tensor_inputs(node)[0], []).append(node)
+    return readings
+
+
+def _takes_part(graph: fx.GraphModule, node: fx.Node, recipe: Recipe, found: Callable[..., nn.Module | None]) -> bool:
+    """Whether a node calls a layer that the recipe quantizes; found: layer_of or recurrence_of."""
+    if found(graph, node) is None:
+        return False
+    return recipe.statistics != DYNAMIC or layer_kind(graph, node) in recipe.dynamic_layers.split(", ")
 
 
 def producers(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
@@ -148,6 +177,8 @@ def _requested_site(
     if wanted.is_float:
         return _site(node, readers, kind=kind, reason=FLOAT_ASKED)
     domain, observed = _domain(graph, node)
+    if recipe.statistics == DYNAMIC and domain.support == "unit":
+        domain = Domain("nonnegative")  # the batch's own range, wherever a tensor comes from
     whole = recipe.activation_granularity == "per_tensor" or NUMBER_TYPES[wanted.name].blocked
     quantizer = NUMBER_TYPES[wanted.name](
         wanted.bits,
@@ -160,7 +191,7 @@ def _requested_site(
         rounding=recipe.rounding,
         seed=crc32(label(node).encode()),
     )
-    if recipe.statistics == "online":
+    if recipe.statistics != "offline":
         quantizer = _online(node, quantizer)
     return _site(node, readers, kind=kind, quantizer=quantizer, observed=observed)
 
@@ -169,6 +200,21 @@ def _online(node: fx.Node, quantizer: Quantizer) -> OnlineQuantizer:
     if not isinstance(quantizer, IntQuantizer):
         raise InputError(f"{label(node)}: {quantizer.describe()} has no ranges; statistics online is for int types")
     return OnlineQuantizer(quantizer)
+
+
+def _state_site(requests: Requests, node: fx.Node) -> Site:
+    """What a recurrent layer's weight multiplies at each time step, on the range of that step's batch."""
+    recipe, (wanted, clip, _) = requests.recipe, requests.for_tensor([node], "activation")
+    site = Site(f"{label(node)}:state", "state", (label(node),), node=str(node.target))
+    if wanted.is_float:
+        return replace(site, reason=FLOAT_ASKED)
+    if recipe.statistics == "offline":
+        return replace(site, reason=NO_STATE_RANGE)
+    symmetric = recipe.activation_symmetric
+    quantizer = NUMBER_TYPES[wanted.name](
+        wanted.bits, signed=symmetric, symmetric=symmetric, clip=clip, rounding=recipe.rounding
+    )
+    return replace(site, quantizer=_online(node, quantizer))
 
 
 def _domain(graph: fx.GraphModule, node: fx.Node) -> tuple[Domain, fx.Node]:
@@ -193,20 +239,35 @@ def _channel_axis(graph: fx.GraphModule, node: fx.Node, readers: list[fx.Node]) 
 
 def _weight_sites(graph: fx.GraphModule, requests: Requests) -> Iterable[Site]:
     calls: dict[str, list[fx.Node]] = {}
-    for node, _ in layer_nodes(graph):
+    for node, _ in weighted_nodes(graph):
         calls.setdefault(str(node.target), []).append(node)
     for name, nodes in calls.items():
-        layer = graph.get_submodule(name)
-        wanted, clip, _ = requests.for_weight(nodes)
-        obstacle = _output_obstacle(layer) if clip == OUTPUT_MSE else None
-        by_outputs = clip == OUTPUT_MSE and obstacle is None
-        remark = None if obstacle is None or wanted.is_float else f"range by mse, not {OUTPUT_MSE}: {obstacle}"
-        clip = "mse" if clip == OUTPUT_MSE else clip
-        quantizer = None if wanted.is_float else _weight_quantizer(requests.recipe, name, layer, wanted, clip)
-        reason = FLOAT_ASKED if wanted.is_float else None
-        consumers = tuple(label(call) for call in nodes)
-        path = f"{name}.weight"
-        yield Site(path, "weight", consumers, quantizer, reason=reason, node=path, by_outputs=by_outputs, remark=remark)
+        yield _weight_site(graph, requests, name, nodes)
+
+
+def _weight_site(graph: fx.GraphModule, requests: Requests, name: str, calls: list[fx.Node]) -> Site:
+    """A layer's weight under what any of its calls asks for."""
+    layer, path = graph.get_submodule(name), f"{name}.weight"
+    wanted, clip, _ = requests.for_weight(calls)
+    site = Site(path, "weight", tuple(label(call) for call in calls), node=path)
+    reason = FLOAT_ASKED if wanted.is_float else _unquantized(graph, requests, calls)
+    if reason is not None:
+        return replace(site, reason=reason)
+    obstacle = _output_obstacle(layer) if clip == OUTPUT_MSE else None
+    by_outputs = clip == OUTPUT_MSE and obstacle is None
+    remark = None if obstacle is None else f"range by mse, not {OUTPUT_MSE}: {obstacle}"
+    quantizer = _weight_quantizer(requests.recipe, name, layer, wanted, "mse" if clip == OUTPUT_MSE else clip)
+    return replace(site, quantizer=quantizer, by_outputs=by_outputs, remark=remark)
+
+
+def _unquantized(graph: fx.GraphModule, requests: Requests, calls: list[fx.Node]) -> str | None:
+    """Why a recipe leaves a layer in float that it asks no float32 for, None where it doesn't."""
+    recipe, kind = requests.recipe, layer_kind(graph, calls[0])
+    if recipe.statistics == DYNAMIC and kind not in recipe.dynamic_layers.split(", "):
+        return f"statistics dynamic quantizes {recipe.dynamic_layers} layers, this one is {kind} (dynamic_layers)"
+    if recipe.statistics == "offline" and recurrence_of(graph, calls[0]) is not None:
+        return None if requests.for_tensor(calls, "activation").number_type.is_float else NO_STATE_RANGE
+    return None
 
 
 def _output_obstacle(layer: nn.Module) -> str | None:
@@ -246,6 +307,15 @@ def _float_site(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -
     return [_site(node, list(node.users), reason=_float_reason(graph, node, reasons))]
 
 
+def _between_layers(graph: fx.GraphModule, node: fx.Node) -> list[Site]:
+    """A tensor that no layer with a range of each batch itself reads; nothing for those that only pass values on."""
+    passes_on = keeps_values(graph, node) and not _reaches_output(graph, node)
+    if is_collection(node) or recurrence_of(graph, node) is not None or passes_on:
+        return []  # of a collection the parts are the tensors
+    reason = NETWORK_OUTPUT if _reaches_output(graph, node) else BETWEEN_LAYERS
+    return [_site(node, list(node.users), reason=reason)]
+
+
 def _float_reason(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -> str:
     if _reaches_output(graph, node):
         return NETWORK_OUTPUT
@@ -277,9 +347,12 @@ def _float_parameters(graph: fx.GraphModule, sites: list[Site], reasons: dict[st
     read = {str(node.target) for node in graph.graph.nodes if node.op == "get_attr"}
     covered = read | {site.node for site in sites}
     layers = {str(node.target) for node, _ in layer_nodes(graph)}
+    recurrences = {str(node.target) for node in graph.graph.nodes if recurrence_of(graph, node) is not None}
     for name, _ in graph.named_parameters():
         owner = name.rpartition(".")[0]
-        if name in covered or owner in layers:
+        if owner in recurrences and name.endswith(".bias"):
+            yield Site(name, "bias", (owner,), reason="added to the gates, which are computed in float", node=name)
+        if name in covered or owner in {*layers, *recurrences}:
             continue
         why = next((reason for module, reason in reasons.items() if name.startswith(f"{module}.")), None)
         kind = type(graph.get_submodule(owner)).__name__

@@ -11,8 +11,8 @@ WIDE = ":wide"  # the suffix of a tensor's second name
 
 @dataclass(frozen=True)
 class Site:
-    """One tensor. name: for people, unique. kind: weight, bias, activation, input, residual, or module: an
-    operation that computes in float as a whole.
+    """One tensor. name: for people, unique. kind: weight, bias, activation, input, residual, state: what a recurrent
+    layer reads of its own at each time step, or module: an operation that computes in float as a whole.
 
     consumers: the layers and operations that read it. quantizer: what it is quantized with, None where it isn't.
     carrier: the tensor on whose grid an unquantized one lives: the ReLU or the concatenation it is fused into; an
@@ -35,7 +35,7 @@ class Site:
 
     @property
     def is_activation(self) -> bool:
-        """Whether its values depend on the images."""
+        """Whether it is a tensor of the graph that depends on the images."""
         return self.kind in ("activation", "input", "residual")
 
     @property

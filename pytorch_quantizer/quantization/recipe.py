@@ -29,10 +29,12 @@ GRANULARITIES = ("per_tensor", "per_channel")
 OPEN = "default: 8 bits, or as the others where they are wider"
 ALLOCATIONS = ("none", "bits", "bins", "midtread")
 BIASES = ("int32", "float32")
+DYNAMIC_LAYERS = ("linear", "recurrent", "convolution")
+DYNAMIC = "dynamic"
 CHOICES = {
     "weight_granularity": GRANULARITIES,
     "activation_granularity": GRANULARITIES,
-    "statistics": ("offline", "online"),
+    "statistics": ("offline", "online", DYNAMIC),
     "across_batches": ("max", "mean"),
     "weight_allocation": ALLOCATIONS,
     "activation_allocation": ALLOCATIONS,
@@ -46,13 +48,13 @@ CHOICES = {
     "rounding": ops.ROUNDINGS,
 }
 NEEDED_TO_DEPLOY = {
-    "bias": "int32",
     "rounding": "half_even",
-    "statistics": "offline",
     "activation_granularity": "per_tensor",
     "weight_allocation": "none",
     "activation_allocation": "none",
 }
+NEEDED_OFFLINE = {"bias": "int32", "statistics": "offline"}
+NEEDED_DYNAMIC = {"clip": "minmax", "activation_symmetric": False}  # ONNX's DynamicQuantizeLinear knows no other range
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -92,7 +94,9 @@ class Recipe:
     """How a model is to be quantized; the text beside each field is also its flag's help.
 
     A layer's activations are the tensors it reads. Where first, last and residual are None, those tensors have 8 bits,
-    or what the others have where that is wider. Raises InputError where a field is unknown or out of its rule.
+    or what the others have where that is wider. statistics dynamic quantizes weights and inputs of ``dynamic_layers``
+    and nothing else, each input on the range of its own batch; all outputs and biases stay in float.
+    Raises InputError where a field is unknown or out of its rule.
     """
 
     name: str = "custom"
@@ -104,7 +108,13 @@ class Recipe:
     wide_residual: bool = _setting(False, "give additions that share a tensor with a layer one of the residual type")
     clip: str = _setting("minmax", f"range of activations: {CLIPPING_NAMES}")
     weight_clip: str = _setting("minmax", f"range of weights: the same, or {OUTPUT_MSE}, the layer's outputs' error")
-    statistics: str = _setting("offline", "offline: ranges from calibration; online: from each batch as it comes")
+    statistics: str = _setting(
+        "offline",
+        "offline: ranges from calibration; online: from each batch; dynamic: the same, of what layers read alone",
+    )
+    dynamic_layers: str = _setting(
+        "linear, recurrent", f"layers that statistics dynamic quantizes, of {', '.join(DYNAMIC_LAYERS)}"
+    )
     across_batches: str = _setting("max", "observed range of activations: max over the batches, or the mean of theirs")
     weight_granularity: str = _setting("per_channel", "per_channel or per_tensor")
     activation_granularity: str = _setting("per_tensor", "per_tensor or per_channel")
@@ -146,6 +156,7 @@ class Recipe:
         for name, allowed in CHOICES.items():
             _check_member(name, getattr(self, name), allowed)
         self._check_plain_fields()
+        object.__setattr__(self, "dynamic_layers", _in_order(self.dynamic_layers))
         object.__setattr__(self, "overrides", tuple(_as_override(entry) for entry in self.overrides))
         self._check_together()
         self._check_deployable()
@@ -179,14 +190,26 @@ class Recipe:
             raise InputError("weight_correction_form paper is mean and variance together: set weight_correction both")
         if self.activation_allocation != "none" and self.activation_granularity != "per_channel":
             raise InputError("activation_allocation gives channels their bits: set activation_granularity per_channel")
-        if self.statistics == "online" and self.activation_allocation != "none":
+        if self.statistics != "offline" and self.activation_allocation != "none":
             raise InputError("activation_allocation needs to know the channels: set statistics offline")
-        if self.statistics == "online" and self.mixed_precision in ("activations", "both"):
+        if self.statistics != "offline" and self.mixed_precision in ("activations", "both"):
             raise InputError("mixed_precision of activations needs to know the tensors: set statistics offline")
+        self._check_dynamic()
         self._check_integers()
         self._check_budget()
         if self.weight_allocation != "none" and self.weight_granularity != "per_channel":
             raise InputError("weight_allocation gives each channel its bits: set weight_granularity per_channel")
+
+    def _check_dynamic(self) -> None:
+        """What ranges of each batch, of what layers read, ask of the other fields."""
+        if self.statistics != DYNAMIC:
+            if self.dynamic_layers != Recipe.dynamic_layers:
+                raise InputError("dynamic_layers says what statistics dynamic quantizes: set statistics dynamic")
+            return
+        if self.bias != "float32":
+            raise InputError("with statistics dynamic no grid of a layer's sums is fixed: set bias float32")
+        if self.wide_residual or self.residual is not None:
+            raise InputError("with statistics dynamic additions stay in float: leave out residual and wide_residual")
 
     def _check_integers(self) -> None:
         """Bits can be divided among uniform grids alone."""
@@ -216,10 +239,32 @@ class Recipe:
         for text in wanted:
             if text and self.deployable and not NumberType.parse(text).is_integer:
                 raise InputError(f"{text} tensors can't run in integer kernels; set deployable: false to simulate them")
-        for name, needed in NEEDED_TO_DEPLOY.items():
+        dynamic = self.statistics == DYNAMIC
+        for name, needed in (NEEDED_TO_DEPLOY | (NEEDED_DYNAMIC if dynamic else NEEDED_OFFLINE)).items():
             value = getattr(self, name)
             if self.deployable and value != needed:
                 raise InputError(f"{name}={value!r} can't run in integer kernels; set deployable: false to simulate it")
+        if self.deployable and dynamic:
+            self._check_deployable_dynamic()
+
+    def _check_deployable_dynamic(self) -> None:
+        """Kernels that choose ranges themselves read uint8, and weights of 8 bits at most."""
+        read = [self.activations, self.first, self.last, *(override.activations for override in self.overrides)]
+        for text in filter(None, read):
+            if NumberType.parse(text).bits != 8:
+                raise InputError(
+                    f"with statistics dynamic integer kernels read int8 tensors alone, not {text}; "
+                    "set deployable: false to simulate it"
+                )
+        for text in filter(None, [self.weights, *(override.weights for override in self.overrides)]):
+            if NumberType.parse(text).bits > 8:
+                raise InputError(
+                    f"with statistics dynamic integer kernels take weights of 8 bits or fewer, not {text}; "
+                    "set deployable: false to simulate it"
+                )
+        for override in self.overrides:
+            if override.clip not in (None, "minmax"):
+                raise InputError(f"clip={override.clip!r} can't run in integer kernels; set deployable: false")
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
@@ -294,6 +339,16 @@ def _read(path: Path) -> str:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read the recipe {path}: it is not UTF-8 text") from error
+
+
+def _in_order(names: str) -> str:
+    """Some of DYNAMIC_LAYERS, divided by commas, in that table's order."""
+    given = [name.strip() for name in names.split(",")] if isinstance(names, str) else []
+    if not given or any(name not in DYNAMIC_LAYERS for name in given):
+        raise InputError(
+            f"dynamic_layers must be some of {', '.join(DYNAMIC_LAYERS)}, divided by commas, got {names!r}"
+        )
+    return ", ".join(name for name in DYNAMIC_LAYERS if name in given)
 
 
 def _as_override(entry: Override | dict[str, Any]) -> Override:

@@ -54,6 +54,7 @@ ALLOCATED = Recipe(
     weight_correction_form="paper",
     deployable=False,
 )
+DYNAMIC = Recipe(name="dynamic", statistics="dynamic", dynamic_layers="convolution, recurrent", bias="float32")
 
 
 class TestDivisionOfBits:
@@ -91,7 +92,7 @@ class TestMixedPrecisionBudget:
 
 class TestYaml:
     @pytest.mark.parametrize(
-        "recipe", [Recipe(), ODD, ALLOCATED, *map(Recipe.load, list_recipes())], ids=lambda recipe: recipe.name
+        "recipe", [Recipe(), ODD, ALLOCATED, DYNAMIC, *map(Recipe.load, list_recipes())], ids=lambda recipe: recipe.name
     )
     def test_round_trip(self, recipe, tmp_path):
         assert Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -100,7 +101,7 @@ class TestYaml:
         assert Recipe.load(str(tmp_path / "recipe.yaml")) == recipe
 
     def test_no_field_is_at_its_default_in_the_odd_one(self):
-        bound = {"weight_allocation", "activation_allocation", "weight_correction_form"}  # by the other fields
+        bound = {"weight_allocation", "activation_allocation", "weight_correction_form", "dynamic_layers"}  # by others
         same = {k for k, v in vars(ODD).items() if v == vars(Recipe())[k]}
         assert same == bound, "the round trip must exercise each field"
 
@@ -162,6 +163,63 @@ class TestFields:
         with pytest.raises(InputError, match=rf"{field}='{value}' can't run in integer kernels; set deployable: false"):
             Recipe(**{field: value})
         assert getattr(Recipe(deployable=False, **{field: value}), field) == value
+
+
+class TestDynamic:
+    """Ranges of each batch, of what layers read: what it asks of other fields, and what integer kernels then run."""
+
+    def test_layers_stand_in_one_order(self):
+        assert DYNAMIC.dynamic_layers == "recurrent, convolution"
+        assert DYNAMIC.replace(dynamic_layers="recurrent,convolution ,  recurrent") == DYNAMIC
+
+    @pytest.mark.parametrize("names", ["", "lstm", "linear; recurrent", "linear,", ["linear"], None])
+    def test_layers_are_of_the_list(self, names):
+        with pytest.raises(InputError, match="dynamic_layers must be some of linear, recurrent, convolution"):
+            DYNAMIC.replace(dynamic_layers=names)
+
+    def test_layers_ask_for_it(self):
+        with pytest.raises(InputError, match="dynamic_layers says what statistics dynamic quantizes: set statistics"):
+            Recipe(dynamic_layers="linear")
+
+    @pytest.mark.parametrize(
+        ("field", "value", "said"),
+        [
+            ("bias", "int32", "no grid of a layer's sums is fixed: set bias float32"),
+            ("residual", "int8", "additions stay in float: leave out residual and wide_residual"),
+            ("wide_residual", True, "additions stay in float"),
+            ("mixed_precision", "both", "needs to know the tensors: set statistics offline"),
+        ],
+    )
+    def test_contradictions(self, field, value, said):
+        with pytest.raises(InputError, match=said):
+            DYNAMIC.replace(**{field: value}, deployable=False)
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"clip": "laplace"},
+            {"activation_symmetric": True},
+            {"activation_granularity": "per_channel"},
+            {"rounding": "half_away"},
+            {"activations": "int4"},
+            {"activations": "int16"},
+            {"first": "int16"},
+            {"weights": "int16"},
+            {"weights": "float32"},
+            {"overrides": (Override("fc", activations="int4"),)},
+            {"overrides": (Override("fc", weights="int9"),)},
+            {"overrides": (Override("fc", clip="mse"),)},
+        ],
+        ids=str,
+    )
+    def test_what_only_a_simulation_runs(self, fields):
+        with pytest.raises(InputError, match="set deployable: false"):
+            DYNAMIC.replace(**fields)
+        assert not DYNAMIC.replace(**fields, deployable=False).deployable
+
+    def test_what_integer_kernels_run(self):
+        fields = {"weights": "int4", "weight_granularity": "per_tensor", "weight_symmetric": False, "first": "int8"}
+        assert DYNAMIC.replace(**fields, overrides=(Override("fc", weights="int3", clip="minmax"),)).deployable
 
 
 class TestRefusals:
