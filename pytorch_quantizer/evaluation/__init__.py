@@ -5,18 +5,19 @@ How it was quantized lives in quantization/ and graph/.
 from pytorch_quantizer.evaluation.latency import Latency, compare_latency, latency_by_batch, measure_latency
 from pytorch_quantizer.evaluation.layers import layer_table, sqnr_db
 from pytorch_quantizer.evaluation.metrics import Evaluation, evaluate, wilson_interval
-from pytorch_quantizer.evaluation.size import size_bytes, size_label
+from pytorch_quantizer.evaluation.size import file_bytes, file_label, size_bytes
 
 __all__ = [
     "Evaluation",
     "Latency",
     "compare_latency",
     "evaluate",
+    "file_bytes",
+    "file_label",
     "latency_by_batch",
     "layer_table",
     "measure_latency",
     "size_bytes",
-    "size_label",
     "sqnr_db",
     "wilson_interval",
 ]

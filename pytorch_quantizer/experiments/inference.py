@@ -4,6 +4,7 @@ scripts/run_inference.py is its command line; each step lives in its own stage's
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,21 @@ from pytorch_quantizer.data import (
 )
 from pytorch_quantizer.environment import choose_device, machine, versions
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.evaluation import Evaluation, evaluate, layer_table, measure_latency, size_bytes, size_label
+from pytorch_quantizer.evaluation import (
+    Evaluation,
+    Latency,
+    evaluate,
+    file_bytes,
+    file_label,
+    latency_by_batch,
+    layer_table,
+)
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import quantize
 
-LATENCY_IMAGES = 32
+LATENCY_IMAGES = 32  # of the larger batch that is timed; the other is one image
 LAYER_IMAGES = 16  # every tensor of them is held in memory at once, of two models
 DEFAULT_ARCH = {"imagenet": "resnet50", "folder": "resnet50"}  # elsewhere the CIFAR ResNet-20
 BUNDLED = {("digits", "resnet20"): "digits_resnet20"}
@@ -167,22 +176,26 @@ def load_model(config: ResolvedConfig, images: ImageDataset) -> nn.Module:
 def _both(model: nn.Module, quantized: QuantizedModel, evaluation: Evaluation, images: Tensor) -> dict[str, Any]:
     """The entries fp32 and quantized of the record."""
     assert evaluation.reference is not None
-    timed = images[:LATENCY_IMAGES]
+    sizes = sorted({1, min(LATENCY_IMAGES, len(images))})
+    latencies = latency_by_batch({"fp32": model, "quantized": quantized}, images, sizes)
     return {
-        "fp32": _measures(model, evaluation.reference, timed) | {"execution": "float32"},
-        "quantized": _measures(quantized, evaluation, timed)
-        | {"agreement": evaluation.agreement, "execution": "simulated"},
+        "fp32": _measures(model, evaluation.reference, latencies["fp32"]),
+        "quantized": _measures(quantized, evaluation, latencies["quantized"]) | {"agreement": evaluation.agreement},
     }
 
 
-def _measures(model: nn.Module, evaluation: Evaluation, images: Tensor) -> dict[str, Any]:
-    """Rates as fractions of 1, macro averages under the plain names; latency of one batch; bytes as stored."""
+def _measures(model: nn.Module, evaluation: Evaluation, latencies: Sequence[Latency]) -> dict[str, Any]:
+    """Rates as fractions of 1, macro averages under the plain names; latencies by batch size; bytes of the file.
+
+    The largest batch's latency also stands under plain names.
+    """
     rates: dict[str, Any] = {"top1": evaluation.top1, "top5": evaluation.top5}
     rates["top1_interval"] = list(evaluation.top1_interval)
     for name in ("precision", "recall", "f1"):
         averages: dict[str, float] = getattr(evaluation, name)
         rates[name] = averages["macro"]
         rates |= {f"{name}_{average}": averages[average] for average in ("micro", "weighted")}
-    latency = measure_latency(model, images)
-    measured = {"latency_ms": latency.median_ms, "latency_batch": latency.batch_size, "latency_label": latency.label}
-    return rates | measured | {"size_bytes": size_bytes(model), "size_label": size_label(model)}
+    last = latencies[-1]
+    measured = {"latency_ms": last.median_ms, "latency_batch": last.batch_size, "latency_label": last.label}
+    measured |= {"latency": [latency.as_dict() for latency in latencies], "execution": last.label}
+    return rates | measured | {"size_bytes": file_bytes(model), "size_label": file_label(model)}

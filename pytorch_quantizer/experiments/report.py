@@ -31,13 +31,34 @@ def result_table(record: dict[str, Any]) -> str:
     ]
     rows.insert(1, ("  95 % interval", _interval(fp32), _interval(quantized), ""))
     rows.append(("same prediction", "", f"{quantized['agreement']:.2%}", ""))
-    size, latency = (quantized[key] / fp32[key] for key in ("size_bytes", "latency_ms"))
-    rows.append(("size, as stored", _bytes(fp32), _bytes(quantized), f"{size:.2f} x"))
-    name = f"latency, batch of {fp32['latency_batch']}"
-    rows.append((name, f"{fp32['latency_ms']:.1f} ms", f"{quantized['latency_ms']:.1f} ms", f"{latency:.2f} x"))
-    rows.append(("runs as", fp32["execution"], quantized["execution"], ""))
+    size = quantized["size_bytes"] / fp32["size_bytes"]
+    rows.append(("size of the file", _bytes(fp32), _bytes(quantized), f"{size:.2f} x"))
+    for pair in zip(fp32["latency"], quantized["latency"], strict=True):
+        rows += _latency_rows(*pair)
+    rows += [(*row, "") for row in zip(("runs as", "  by", "  on"), _ran(fp32), _ran(quantized), strict=True)]
     lines = [f"{name:<22}{a:>20}{b:>20}   {c}" for name, a, b, c in [("", "float32", "quantized", "difference"), *rows]]
     return "\n".join([_heading(record), *lines])
+
+
+def _latency_rows(fp32: dict[str, Any], quantized: dict[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Median and spread of one batch size; in the end how many times as long."""
+    name = f"latency, batch of {fp32['batch_size']}"
+    ratio = f"{quantized['median_ms'] / fp32['median_ms']:.2f} x"
+    return [
+        (name, f"{fp32['median_ms']:.2f} ms", f"{quantized['median_ms']:.2f} ms", ratio),
+        ("  10 % – 90 % of runs", _spread(fp32), _spread(quantized), ""),
+    ]
+
+
+def _spread(latency: dict[str, Any]) -> str:
+    return f"{latency['p10_ms']:.2f} – {latency['p90_ms']:.2f} ms"
+
+
+def _ran(entry: dict[str, Any]) -> tuple[str, str, str]:
+    """What was timed: simulated or not, the runtime, the device and the CPU's threads."""
+    timed = entry["latency"][-1]
+    threads = f"{timed['threads']} thread{'s' if timed['threads'] > 1 else ''}"
+    return timed["label"], timed["runtime"], f"cpu, {threads}" if timed["device"] == "cpu" else timed["device"]
 
 
 def write_report(result: InferenceResult, folder: Path) -> None:

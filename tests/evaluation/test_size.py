@@ -1,12 +1,13 @@
-"""size_bytes: what a file would hold, counted by hand."""
+"""Sizes: those of files as they lie on disk, and what their tensors add up to, counted by hand."""
 
 import pytest
 import torch
 from networks import images, sequence
+from safetensors.torch import save_file
 from torch import nn
 
-from pytorch_quantizer import Recipe, quantize
-from pytorch_quantizer.evaluation import size_bytes
+from pytorch_quantizer import Recipe, quantize, save
+from pytorch_quantizer.evaluation import file_bytes, file_label, size_bytes
 
 
 def net():
@@ -59,3 +60,41 @@ class TestSize:
         model = sequence(nn.Conv2d(16, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
         small = size_bytes(quantize(model, Recipe(weights="int4", first="int4", last="int4"), [images(2, 16, 8, 8)]))
         assert 0.125 < small / size_bytes(model) < 0.14
+
+
+class TestFile:
+    def test_of_a_float_model(self, tmp_path):
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+        save_file(model.state_dict(), tmp_path / "m.safetensors")
+        assert file_bytes(model) == (tmp_path / "m.safetensors").stat().st_size > size_bytes(model)
+        assert file_label(model) == "file on disk: parameters and buffers as they are, in safetensors"
+
+    def test_of_a_quantized_model(self, tmp_path):
+        model = quantize(net(), "w8a8", [images()])
+        save(model, tmp_path / "m.safetensors")
+        assert file_bytes(model) == (tmp_path / "m.safetensors").stat().st_size > size_bytes(model)
+        assert file_label(model) == "file on disk: packed checkpoint of pq.save"
+
+    def test_what_has_two_names_is_stored_once(self):
+        """As a file of safetensors has it; torch's state_dict names it twice."""
+        model = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 100, bias=False))
+        apart = file_bytes(model)
+        model[1].weight = model[0].weight
+        assert file_bytes(model) < apart - 40_000
+
+    def test_what_no_file_keeps_does_not_count(self):
+        model = nn.Linear(3, 4)
+        before = file_bytes(model)
+        model.register_buffer("passing", torch.zeros(100), persistent=False)
+        assert file_bytes(model) == before
+
+    def test_memory_that_is_shared_or_scattered(self):
+        model, memory = nn.Module(), torch.randn(4, 6)
+        model.register_buffer("a", memory[:, :3])
+        model.register_buffer("b", memory.t())
+        assert file_bytes(model) > 4 * (12 + 24)
+
+    def test_nothing_is_left_behind(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        file_bytes(nn.Linear(3, 4))
+        assert not list(tmp_path.iterdir())
