@@ -1,4 +1,4 @@
-"""quantize(): the main job, each stage of it a call: capture, fold, place, calibrate, fit, insert, correct."""
+"""quantize(): the main job, each stage of it a call: capture, fold, place, calibrate, fit, insert, correct, ties."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from pytorch_quantizer.calibration.fit import fit
 from pytorch_quantizer.calibration.measured import measure
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
+from pytorch_quantizer.graph.digest import network_digest
 from pytorch_quantizer.graph.equalize import equalize
 from pytorch_quantizer.graph.fold import fold
 from pytorch_quantizer.graph.insert import insert
@@ -29,6 +30,7 @@ from pytorch_quantizer.graph.place import place
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.rescale import ensure_biases
 from pytorch_quantizer.graph.share import own_tensors
+from pytorch_quantizer.graph.ties import move_off_ties
 from pytorch_quantizer.quantization.recipe import Recipe
 
 EXAMPLES = 2  # images of the first batch that mark the graph's tensors and check it against the model
@@ -56,6 +58,7 @@ def quantize(
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     example, batches = _peek(model, calibration)
     captured = capture(model, example, strict=strict, share_parameters=True)
+    network = network_digest(captured.graph)
     graph, kept = fold(captured, inplace=True)
     notes = []
     if recipe.equalize:
@@ -77,7 +80,10 @@ def quantize(
     for correction in corrections:
         done = correction.carry_out(quantized, graph, measured.images, progress=progress)
         notes.append(_note(correction.name, "tensors corrected", [entry.tensor for entry in done if entry.kept]))
+    if recipe.deployable:
+        move_off_ties(quantized)
     quantized.meta.update(notes=tuple(notes), calibration_images=measured.count, statistics_read=measured.was_read)
+    quantized.meta["network"] = network
     return quantized
 
 

@@ -1,0 +1,135 @@
+"""Weights' scales moved off ties, so that a simulation and integer kernels round a layer's sums alike.
+How integers are put on a grid is export/requantize.py's business; what grids there are, place.py's and calibration's.
+
+A layer's sums are whole multiples n·s_x·s_w, which the next tensor's grid rounds: v = n·m, m = s_x·s_w / s_y. Where
+some n·m comes as near to a half k + ½ as float32's noise, a simulation falls to one side and integer kernels, or the
+simulation on another machine, to the other, each time that this sum n occurs. On few levels that changes predictions.
+A scale that differs by a few parts in a million has no such n, and costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, fx
+
+from pytorch_quantizer.graph.operations import (
+    TRANSPOSED,
+    Layer,
+    is_concatenation,
+    is_relu,
+    keeps_values,
+    kept_operands,
+    layer_nodes,
+    module_of,
+    tensor_inputs,
+)
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.graph.rescale import scale_of_outputs
+from pytorch_quantizer.quantization.qparams import QParams
+from pytorch_quantizer.quantization.qtypes import IntQuantizer
+
+MOST_BITS = 6  # wider grids have more ties than a scale can avoid, and a code there is little
+CLEARANCE = 2.0**-20  # from a tie, of the grid's width: float32 sums of a few thousand terms err by less
+STEP, STEPS = 2.0**-20, 256  # of a scale: it moves by 0.024 % at the most
+
+
+@torch.no_grad()
+def move_off_ties(model: QuantizedModel) -> int:
+    """Nudge weights' scales, in place, until no sum of a layer lies on a tie of a grid of few levels that reads it.
+
+    Codes stay; weights, and biases' grids, follow their scales. Where no scale within reach is clear of every tie, the
+    one that keeps farthest from them serves. Returns how many scales were moved.
+    """
+    calls, moved = Counter(str(node.target) for node, _ in layer_nodes(model)), 0
+    for node, layer in layer_nodes(model):
+        weight, input_scale = getattr(layer, "weight_quantizer", None), _input_scale(model, node)
+        grids = [grid for grid in _readers(model, node) if grid.bits <= MOST_BITS]
+        if not isinstance(weight, IntQuantizer) or input_scale is None or not grids or calls[str(node.target)] > 1:
+            continue
+        scale = clear_scale(weight.scale, input_scale, grids)
+        changed = scale != weight.scale
+        if bool(changed.any()):
+            _rescale(layer, weight, scale, changed)
+            moved += int(changed.sum())
+    return moved
+
+
+def clear_scale(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Tensor:
+    """A weight's scale, [] or [C], each moved by the fewest steps that make ``clearance`` 1 or more on all grids.
+
+    Where none does, by as many as bring it highest.
+    """
+    best = scale.reshape(-1).clone()
+    reached = clearance(best, input_scale, grids)
+    for step in _steps():
+        open_ = (reached < 1).nonzero().flatten()
+        if not len(open_):
+            break
+        tried = (scale.reshape(-1)[open_].double() * (1 + step)).to(scale.dtype)
+        found = clearance(tried, input_scale, grids)
+        better = found > reached[open_]
+        best[open_[better]], reached[open_[better]] = tried[better], found[better]
+    return best.reshape(scale.shape)
+
+
+def clearance(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Tensor:
+    """[C], for scales [C]: the least |n·m − (k + ½)| over sums n, ties k and grids, in CLEARANCE of the width."""
+    found = torch.full(scale.shape, torch.inf, dtype=torch.float64, device=scale.device)
+    for grid in grids:
+        multiplier = (input_scale * scale / grid.scale).double()[:, None]
+        lowest = grid.qmin - int(grid.zero_point)
+        ties = torch.arange(lowest, lowest + grid.qmax - grid.qmin, device=scale.device).double() + 0.5
+        apart = (torch.round(ties / multiplier) * multiplier - ties).abs().amin(1)
+        found = torch.minimum(found, apart / (CLEARANCE * 2.0**grid.bits))
+    return found
+
+
+def _steps() -> Iterator[float]:
+    """STEP, −STEP, 2·STEP, −2·STEP …"""
+    for count in range(1, STEPS + 1):
+        yield count * STEP
+        yield -count * STEP
+
+
+def _rescale(layer: Layer, weight: IntQuantizer, scale: Tensor, changed: Tensor) -> None:
+    """Give a layer's weight another scale where it changed, and its bias the grid that follows."""
+    axis = int(isinstance(layer, TRANSPOSED))
+    values = layer.weight.movedim(axis, 0) if scale.dim() else layer.weight[None]
+    which, old, new = changed.reshape(-1), weight.scale.reshape(-1), scale.reshape(-1)
+    shape = [-1] + [1] * (values.dim() - 1)
+    offsets = torch.round(values[which] / old[which].reshape(shape))  # q − z, whole numbers: exactly
+    values[which] = offsets * new[which].reshape(shape)
+    weight.scale = scale
+    bias = getattr(layer, "bias_quantizer", None)
+    if bias is not None and layer.bias is not None:
+        layer.bias.copy_(bias.rescale(scale_of_outputs(layer, weight))(layer.bias))
+
+
+def _input_scale(model: QuantizedModel, node: fx.Node) -> Tensor | None:
+    """The scale of the one grid that a layer's input lies on, None where there is none."""
+    source = tensor_inputs(node)[0]
+    while keeps_values(model, source):
+        (source,) = kept_operands(model, source)
+    grid = _grid(model, source)
+    return None if grid is None else grid.scale
+
+
+def _readers(model: QuantizedModel, node: fx.Node) -> Iterator[QParams]:
+    """The grids that a layer's sums are put on as they are, or after ReLUs and what keeps values."""
+    for user in node.users:
+        grid = _grid(model, user)
+        if grid is not None:
+            yield grid
+        elif is_relu(model, user) or keeps_values(model, user) or is_concatenation(model, user):
+            yield from _readers(model, user)
+
+
+def _grid(model: QuantizedModel, node: fx.Node) -> QParams | None:
+    """The grid, one for the whole tensor, that a node puts its input on."""
+    quantizer = module_of(model, node)
+    if not isinstance(quantizer, IntQuantizer) or not quantizer.needs_statistics or quantizer.axis is not None:
+        return None
+    return quantizer.qparams
