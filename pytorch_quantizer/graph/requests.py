@@ -11,7 +11,7 @@ from typing import NamedTuple
 from torch import fx
 
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.graph.operations import label, layer_nodes
+from pytorch_quantizer.graph.operations import label, recurrence_of, weighted_nodes
 from pytorch_quantizer.quantization.qtypes import NumberType
 from pytorch_quantizer.quantization.recipe import Override, Recipe
 
@@ -29,19 +29,20 @@ class Request(NamedTuple):
 class Requests:
     """A recipe read against a graph.
 
-    A reader is first where no layer lies before it, last where none lies behind it.
+    A reader is first where no layer lies before it, last where none lies behind it. A Recurrence and the linear layer
+    that reads its sequence are one layer.
     """
 
     def __init__(self, graph: fx.GraphModule, recipe: Recipe) -> None:
         self.recipe = recipe
-        layers = {node for node, _ in layer_nodes(graph)}
+        layers = {node for node, _ in weighted_nodes(graph)}
         self.after_a_layer: set[fx.Node] = set()
         self.before_a_layer: set[fx.Node] = set()
         for node in graph.graph.nodes:
-            if any(source in layers or source in self.after_a_layer for source in node.all_input_nodes):
+            if any(source in layers or source in self.after_a_layer for source in _sources(graph, node)):
                 self.after_a_layer.add(node)
         for node in reversed(graph.graph.nodes):
-            if any(user in layers or user in self.before_a_layer for user in node.users):
+            if any(user in layers or user in self.before_a_layer for user in _users(graph, node)):
                 self.before_a_layer.add(node)
 
     def for_tensor(self, readers: Iterable[fx.Node], kind: str) -> Request:
@@ -88,6 +89,20 @@ class Requests:
         ]
         open_ = max(otherwise, EIGHT_BITS, key=_bits)
         return max((NumberType.parse(text) if text else open_ for text in special), key=_bits, default=otherwise)
+
+
+def _sources(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """What a node reads; of a Recurrence what its linear layer reads, and its state."""
+    if recurrence_of(graph, node) is None:
+        return node.all_input_nodes
+    linear, *state = node.all_input_nodes
+    return [*linear.all_input_nodes, *state]
+
+
+def _users(graph: fx.GraphModule, node: fx.Node) -> list[fx.Node]:
+    """Who reads a node; of a Recurrence's linear layer, who reads the Recurrence."""
+    recurrences = [user for user in node.users if recurrence_of(graph, user) is not None and user.args[0] is node]
+    return [*(user for user in node.users if user not in recurrences), *(u for user in recurrences for u in user.users)]
 
 
 def _bits(number_type: NumberType) -> int:
