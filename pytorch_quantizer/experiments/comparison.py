@@ -6,6 +6,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sized
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -19,8 +21,11 @@ from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.export.agreement import SAME, TIES, TensorAgreement, simulated_codes
-from pytorch_quantizer.export.faults import faults
-from pytorch_quantizer.export.integer import IntegerModel, Step
+from pytorch_quantizer.export.faults import faults, saturating
+from pytorch_quantizer.export.integer import IntegerModel, Step, Trace
+from pytorch_quantizer.export.onnx import export_onnx
+from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, OperatorReport, operator_report
+from pytorch_quantizer.export.onnx_types import adds_exactly
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import quantize
@@ -28,6 +33,10 @@ from pytorch_quantizer.quantize import quantize
 FILE = "compare.json"
 SIMULATED, INTEGER, ONNXRUNTIME = "simulated", "integer", "onnxruntime"
 ALONE = "alone"  # the integer reference, each tensor from the simulation's codes of what it is computed from
+PAIRS = (
+    *((ALONE, SIMULATED), (INTEGER, SIMULATED)),
+    *((ONNXRUNTIME, SIMULATED), (ONNXRUNTIME, INTEGER), (ONNXRUNTIME, ALONE)),
+)
 MEMORY = 2**30  # bytes that what is known of the images compared at once may take
 PLACE = 48  # bytes an element takes: two traces, and what is computed on the way
 PROBED = 2  # images that a fault is sought with
@@ -84,6 +93,19 @@ class TensorComparison:
 
 
 @dataclass(frozen=True)
+class Exported:
+    """An exported model. label: integer or simulated; weight_type: how 8-bit weights are stored, and why."""
+
+    label: str
+    weight_type: str
+    operators: OperatorReport
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "operators": self.operators.table.to_dict("records")}
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What was seen on ``images`` images; entries by model: integer and onnxruntime, top1 also simulated.
 
@@ -91,7 +113,8 @@ class Comparison:
     without labels. logits_apart: the largest difference from a simulated logit; logits_why: what makes those differ
     that are computed in integers from the simulation's codes. tensors: in the order of execution. differences: where a
     model leaves another first, one for each two that differ. floats: what the integer reference computes in float.
-    left_out: why a model that did not run did not; its other entries are None.
+    exported: what ONNX Runtime ran, and what of it in integers. left_out: why a model that did not run did not; its
+    other entries are None.
     """
 
     images: int
@@ -102,6 +125,7 @@ class Comparison:
     tensors: tuple[TensorComparison, ...]
     differences: tuple[Difference, ...]
     floats: tuple[str, ...]
+    exported: Exported | None = None
     left_out: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -109,6 +133,12 @@ class Comparison:
         """The first tensor at which any model leaves the simulation; None where all codes are the simulation's."""
         from_simulation = [found for found in self.differences if found.beside == SIMULATED]
         return min(from_simulation, key=lambda found: found.position, default=None)
+
+    def __str__(self) -> str:
+        agree = [f"{model} {rate:.2%}" for model, rate in self.predictions_agree.items() if rate is not None]
+        first = self.first_difference
+        where = "none" if first is None else f"{first.tensor} ({first.model}), {first.differing:,} codes, {first.why}"
+        return f"predictions agree on {self.images} images: {', '.join(agree)}; first tensor that differs: {where}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -118,26 +148,37 @@ class Comparison:
             "first_difference": None if first is None else asdict(first),
             "differences": [asdict(found) for found in self.differences],
             "computed_in_float": list(self.floats),
+            "exported": None if self.exported is None else self.exported.as_dict(),
             "left_out": self.left_out,
             "tensors": [tensor.as_dict() for tensor in self.tensors],
         }
 
 
-def compare(model: QuantizedModel, batches: Iterable[Any], *, progress: bool = True) -> Comparison:
+def compare(
+    model: QuantizedModel,
+    batches: Iterable[Any],
+    *,
+    onnxruntime: OnnxRuntimeModel | bool | None = None,
+    progress: bool = True,
+) -> Comparison:
     """Run a simulated model, and what runs in integers, on the same images.
 
     batches: images [N, …], or (images, labels), of which top-1 is told. However large the batches, so few images at
-    once are compared that what is known of them fits in MEMORY.
-    Raises InputError where there are no images, where outputs are no logits [N, classes] or not finite, and as
-    IntegerModel does for what integer kernels can't run.
+    once are compared that what is known of them fits in MEMORY. onnxruntime: the exported model to compare; None: the
+    model is exported for the occasion where it can be, else ``left_out`` says why it wasn't; True: it must be; False:
+    it isn't.
+    Raises InputError where there are no images, where outputs are no logits [N, classes] or not finite, as IntegerModel
+    does for what integer kernels can't run, and as export_onnx does where the export is asked for.
     """
-    comparing = _Comparing(model)
-    with tqdm(desc="compare", unit="image", total=_count(batches), delay=1, disable=not progress, leave=False) as bar:
-        for batch in batches:
-            for images, labels in comparing.pieces(*_images_and_labels(batch)):
-                comparing.see(images, labels)
-                bar.update(len(images))
-    return comparing.result()
+    with TemporaryDirectory() as folder:
+        comparing = _Comparing(model, onnxruntime, Path(folder) / "model.onnx")
+        total = _count(batches)
+        with tqdm(desc="compare", unit="image", total=total, delay=1, disable=not progress, leave=False) as bar:
+            for batch in batches:
+                for images, labels in comparing.pieces(*_images_and_labels(batch)):
+                    comparing.see(images, labels)
+                    bar.update(len(images))
+        return comparing.result()
 
 
 def run_comparison(config: InferenceConfig, recipe: Recipe) -> tuple[Comparison, dict[str, Any], QuantizedModel]:
@@ -174,8 +215,11 @@ def run_comparison(config: InferenceConfig, recipe: Recipe) -> tuple[Comparison,
 class _Comparing:
     """What has been seen so far. tallies: by two models, then by tensor."""
 
-    def __init__(self, model: QuantizedModel) -> None:
+    def __init__(self, model: QuantizedModel, onnxruntime: OnnxRuntimeModel | bool | None, path: Path) -> None:
         self.model, self.integer, self.device = model, IntegerModel(model), device_of(model)
+        self.asked, self.path = onnxruntime, path
+        self.runtime = onnxruntime if isinstance(onnxruntime, OnnxRuntimeModel) else None
+        self.left_out: dict[str, str] = {}
         self.tallies: dict[tuple[str, str], dict[str, TensorAgreement]] = {}
         self.logits: dict[str, list[Tensor]] = {}
         self.labels: list[Tensor | None] = []
@@ -186,10 +230,25 @@ class _Comparing:
         """A batch in parts of which what is known fits in MEMORY."""
         images = images.to(self.device)
         if not self.at_once and len(images):
-            self.at_once, self.probe = _images_at_once(self.integer, images[:1]), images[:PROBED]
+            self._begin(images[:PROBED])
         for start in range(0, len(images), self.at_once or 1):
             part = slice(start, start + self.at_once)
             yield images[part], None if labels is None else labels[part]
+
+    def _begin(self, probe: Tensor) -> None:
+        self.at_once, self.probe = _images_at_once(self.integer, probe[:1]), probe
+        if self.runtime is not None:
+            return
+        if self.asked is False:
+            self.left_out[ONNXRUNTIME] = "it was not asked for"
+            return
+        try:
+            export_onnx(self.model, self.path, probe)
+            self.runtime = OnnxRuntimeModel(self.path)
+        except InputError as error:
+            if self.asked:
+                raise
+            self.left_out[ONNXRUNTIME] = str(error)
 
     def see(self, images: Tensor, labels: Tensor | None) -> None:
         """Run every model on a few images."""
@@ -198,21 +257,22 @@ class _Comparing:
         outputs[SIMULATED], codes[SIMULATED] = simulated_codes(self.model, images)
         outputs[ALONE], alone = self.integer.trace(images, given=codes[SIMULATED])
         outputs[INTEGER], own = self.integer.trace(images)
-        codes |= {
-            name: {step.name: step.result.codes for step in trace.steps}
-            for name, trace in ((ALONE, alone), (INTEGER, own))
-        }
-        for model in (ALONE, INTEGER):
-            self._tally(model, SIMULATED, codes, alone.steps)
+        codes[ALONE], codes[INTEGER] = _codes(alone), _codes(own)
+        if self.runtime is not None:
+            outputs[ONNXRUNTIME] = self.runtime(images)
+            codes[ONNXRUNTIME] = {name: found.to(self.device) for name, found in self.runtime.codes(images).items()}
+        for model, beside in PAIRS:
+            if model in codes:
+                self._tally(model, beside, codes, own.steps if beside == INTEGER else alone.steps)
         for model, logits in outputs.items():
             self.logits.setdefault(model, []).append(_checked_logits(model, logits, len(images)))
         self.floats |= dict.fromkeys(alone.floats)
         self.labels.append(labels)
 
-    def _tally(self, model: str, beside: str, codes: dict[str, Mapping[str, Tensor]], alone: list[Step]) -> None:
-        """Count two models' codes, with what they were before rounding as integers have it."""
+    def _tally(self, model: str, beside: str, codes: dict[str, Mapping[str, Tensor]], steps: list[Step]) -> None:
+        """Count two models' codes. steps: what they were before rounding, computed in integers from the second's."""
         found = self.tallies.setdefault((model, beside), {})
-        for step in alone:
+        for step in steps:
             if step.name in codes[model]:
                 known = found.get(step.name, TensorAgreement(step.name, step.result.grid.bits))
                 found[step.name] = known.seeing(codes[model][step.name], codes[beside][step.name], step.before)
@@ -235,30 +295,36 @@ class _Comparing:
             tensors=tuple(self._tensors()),
             differences=tuple(self._differences()),
             floats=tuple(self.floats),
-            left_out={ONNXRUNTIME: "there is no export to it yet"},
+            exported=None if self.runtime is None else _exported(self.runtime),
+            left_out=self.left_out,
         )
 
     def _tensors(self) -> Iterator[TensorComparison]:
         types = {site.name: site.quantizer.describe() for site in self.model.sites if site.quantizer is not None}
+        integer, runtime = (self.tallies.get((model, SIMULATED), {}) for model in (INTEGER, ONNXRUNTIME))
         for name, alone in self.tallies[ALONE, SIMULATED].items():
-            yield TensorComparison(
-                name, types[name], alone, self.tallies[INTEGER, SIMULATED][name], None, self._why(alone)
-            )
+            yield TensorComparison(name, types[name], alone, integer[name], runtime.get(name), self._why(alone))
 
     def _differences(self) -> Iterator[Difference]:
         """Where two models leave each other. The tensors before are the same, so that it is the tensor's own doing."""
+        order = list(self.tallies[ALONE, SIMULATED])
         for (model, beside), tensors in self.tallies.items():
-            differing = ((position, found) for position, found in enumerate(tensors.values(), 1) if found.differing)
-            position, found = next(differing, (0, None))
-            if found is not None and model != ALONE:
-                yield Difference(
-                    model, beside, found.name, position, found.places, **_counts(found), why=self._why(found)
-                )
+            found = next((found for found in tensors.values() if found.differing), None)
+            if found is not None and ALONE not in (model, beside):
+                position, why = order.index(found.name) + 1, self._why(found, model)
+                yield Difference(model, beside, found.name, position, found.places, **_counts(found), why=why)
 
-    def _why(self, agreement: TensorAgreement) -> str:
-        if agreement.why in (SAME, TIES):
-            return agreement.why
-        return "; ".join([*faults(self.model, agreement.name, self.probe), agreement.why])
+    def _why(self, agreement: TensorAgreement, model: str = INTEGER) -> str:
+        found = [agreement.why]
+        if agreement.why not in (SAME, TIES):
+            found = [*faults(self.model, agreement.name, self.probe), *found]
+        if self.runtime is None or model != ONNXRUNTIME:
+            return "; ".join(found)
+        if not self.tallies[ONNXRUNTIME, ALONE][agreement.name].differing:
+            return "; ".join([*found, "the integer reference has the same codes there"])
+        if agreement.why != TIES and not adds_exactly():
+            found = [*saturating(self.model, agreement.name, self.runtime.content["weights"]), *found]
+        return "; ".join(found)
 
     def _logits_why(self, alone: Tensor, simulated: Tensor) -> str:
         apart, largest = float((alone - simulated).abs().max()), float(simulated.abs().max())
@@ -267,6 +333,14 @@ class _Comparing:
         if apart <= LOGITS * largest:
             return "float32's rounding"
         return "; ".join([*faults(self.model, None, self.probe), f"up to {apart:.3g} apart"])
+
+
+def _exported(runtime: OnnxRuntimeModel) -> Exported:
+    return Exported(runtime.label, str(runtime.content["weight_type"]), operator_report(runtime.path))
+
+
+def _codes(trace: Trace) -> dict[str, Tensor]:
+    return {step.name: step.result.codes for step in trace.steps}
 
 
 def _images_at_once(integer: IntegerModel, image: Tensor) -> int:

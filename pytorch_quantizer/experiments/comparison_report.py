@@ -32,6 +32,9 @@ def comparison_text(comparison: Comparison) -> str:
     parts = [_models(comparison), _tensors(comparison), _alone(comparison), *_firsts(comparison)]
     if comparison.floats:
         parts.append(f"computed in float by the integer reference too: {', '.join(comparison.floats)}")
+    if comparison.exported is not None:
+        exported = comparison.exported
+        parts.append(f"\nONNX file: {exported.label}; weights {exported.weight_type}\n{exported.operators}")
     return "\n".join(parts)
 
 
@@ -49,6 +52,7 @@ def _models(comparison: Comparison) -> str:
         *([name, *(_percent(found.get(model)) for model in names)] for name, found in zip(RATES, rates, strict=True)),
         ["logits apart, at most", *(_number(apart.get(model)) for model in names)],
     ]
+    rows = [row for row in rows if any(row[1:])]  # without labels there is no top-1
     return "\n".join(f"{name:<24}" + "".join(f"{cell:>20}" for cell in cells) for name, *cells in rows)
 
 

@@ -4,7 +4,7 @@ that integer kernels take for granted, and that a model changed by hand may not 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from pytorch_quantizer.graph.place import producers
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.rescale import scale_of_outputs
 from pytorch_quantizer.quantization.qtypes import IntQuantizer, Quantizer
+
+INT16 = 2**15 - 1
 
 
 @torch.no_grad()
@@ -32,6 +34,40 @@ def faults(model: QuantizedModel, name: str | None, images: Tensor) -> list[str]
         f"the simulation's values of {read} do not lie on its grid" for read in map(tensor_name, reads) if read in off
     ]
     return [*found, *(fault for layer in layers for fault in _layer_faults(model, *layer))]
+
+
+def saturating(model: QuantizedModel, name: str, weight_types: Mapping[str, str]) -> list[str]:
+    """The layers that a tensor is computed in, of those whose sums can saturate without VNNI, a phrase each.
+
+    Such kernels add products u8·s8 up in pairs of 16 bits; two of a channel's weights times the highest code of what
+    the layer reads may be more. weight_types: by layer, as ONNX stores them: int8 or another.
+    """
+    (node,) = (node for node in model.graph.nodes if _is_named(model, node, name))
+    _, layers = _origins(model, node)
+    return [
+        f"{label(node)}'s sums u8·s8 can saturate at 16 bits"
+        for node, layer in layers
+        if weight_types.get(label(node)) == "int8" and _highest_pair(model, node, layer) > INT16
+    ]
+
+
+def _highest_pair(model: QuantizedModel, node: fx.Node, layer: Layer) -> int:
+    """The most that two products of one output channel come to, where both codes read are the highest."""
+    weight, read = getattr(layer, "weight_quantizer", None), _read(model, node)
+    if not isinstance(weight, IntQuantizer) or read is None:
+        return 0
+    highest = read.qmax - min(read.qmin, 0)  # codes of a signed grid are stored 128 higher
+    codes = weight.quantize(layer.weight).long()
+    channels = codes.movedim(weight.axis or 0, 0).flatten(1)
+    most = [part.clamp(min=0).topk(min(2, channels.shape[1])).values.sum(1).max() for part in (channels, -channels)]
+    return highest * int(max(most))
+
+
+def _read(model: QuantizedModel, node: fx.Node) -> IntQuantizer | None:
+    """The grid that a layer reads."""
+    (source,) = producers(model, tensor_inputs(node)[0])
+    quantizer = _quantizer(model, source)
+    return quantizer if isinstance(quantizer, IntQuantizer) else None
 
 
 def _is_named(model: QuantizedModel, node: fx.Node, name: str | None) -> bool:
@@ -65,9 +101,8 @@ def _layer_faults(model: QuantizedModel, node: fx.Node, layer: Layer) -> Iterato
         return
     if not torch.equal(bias(layer.bias), layer.bias):
         yield f"{label(node)}'s bias does not lie on its grid"
-    (source,) = producers(model, tensor_inputs(node)[0])
-    read = _quantizer(model, source)
-    if isinstance(read, IntQuantizer):
+    read = _read(model, node)
+    if read is not None:
         sums = read.scale * scale_of_outputs(layer, weight)
         if not torch.equal(sums.expand_as(bias.scale), bias.scale):
             most = float((bias.scale / sums).log().abs().max().exp())
