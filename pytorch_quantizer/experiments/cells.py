@@ -29,6 +29,8 @@ PACKAGE = Path(__file__).parents[1]
 SILENT = (
     *("atomic.py", "command_line.py", "training"),
     *("experiments/ablation.py", "experiments/cells.py", "experiments/report.py", "experiments/sensitivity_report.py"),
+    # Rows, weights and images are in the cells' keys.
+    *(f"experiments/reproduce{part}.py" for part in ("", "_command", "_text", "_weights")),
 )
 PROBES = 16  # image files of a data set that stand for all in its fingerprint
 BATCH = 256
@@ -102,14 +104,15 @@ class Network:
             "skipped_images": list(dict.fromkeys([*self.test.skipped, *self.calibration.skipped])),
             "seconds": round(time.perf_counter() - start, 1),
         }
-        return self.store.write(self._key_of(recipe), values) | {"kept": False}
+        return self.store.write(self.key_of(recipe), values) | {"kept": False}
 
     def kept(self, recipe: Recipe | None) -> dict[str, Any] | None:
         """What ``measure`` gives, where the store holds it; else None, and nothing is computed."""
-        found = self.store.read(self._key_of(recipe))
+        found = self.store.read(self.key_of(recipe))
         return None if found is None else found | {"kept": True}
 
-    def _key_of(self, recipe: Recipe | None) -> dict[str, Any]:
+    def key_of(self, recipe: Recipe | None) -> dict[str, Any]:
+        """What determines the cell of a recipe, beside the code; another table adds what else it depends on."""
         return {**self._key, "recipe": None if recipe is None else settings(recipe)}
 
     def _shared_key(self) -> dict[str, Any]:

@@ -1,0 +1,204 @@
+"""A table's rows measured as they are deployed: files on disk, what runs from them, its rates and its times.
+What is finished is kept (cells.py). Which rows there are is reproduce.py's.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pytorch_quantizer.atomic import atomic_path
+from pytorch_quantizer.data import load_dataset, make_loader
+from pytorch_quantizer.environment import machine
+from pytorch_quantizer.evaluation import Evaluation, compare_latency, evaluate
+from pytorch_quantizer.experiments.cells import CellStore, Network
+from pytorch_quantizer.experiments.reproduce import ONNX_RUNTIME, PYTORCH, RATES, Row, Table, Timing
+from pytorch_quantizer.experiments.reproduce_unfused import unfused
+from pytorch_quantizer.export.checkpoint import load, save
+from pytorch_quantizer.export.onnx import export_onnx
+from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_report
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.models import default_preprocessing
+from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantize import quantize
+
+FLOAT = Recipe(name="float32", weights="float32", activations="float32", bias="float32", deployable=False)
+RUNTIMES = ("onnx", "onnxscript", "onnxruntime")  # libraries whose versions decide what an ONNX row gives
+
+
+class Deployment(nn.Module):
+    """A model that says what it is, and takes any number of images, `batch` at a time: [N, C, H, W] -> [N, classes].
+
+    execution: float32, simulated or integer; runtime: a name and its version; threads: what the runtime was given, None
+    for PyTorch, which is told by its caller. files: what was written of it, by kind. simulated: the model in
+    PyTorch that says what this one should compute.
+    """
+
+    def __init__(self, model: nn.Module, execution: str, files: dict[str, Path], simulated: nn.Module | None) -> None:
+        super().__init__()
+        self.model, self.execution, self.files = model, execution, files
+        self._simulated = (simulated,)  # in a tuple: no part of this module
+        if isinstance(model, OnnxRuntimeModel):
+            self.runtime, self.threads = f"{ONNX_RUNTIME} {metadata.version('onnxruntime')}", model.threads
+        else:
+            self.runtime = f"{PYTORCH} {torch.__version__.partition('+')[0]}"
+        self.batch = 1
+
+    @property
+    def simulated(self) -> nn.Module | None:
+        """The model whose predictions this one is compared with."""
+        return self._simulated[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """All batches, one after the other."""
+        parts = [self.model(part) for part in images.split(self.batch)]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class TableRun:
+    """A table on a network and its images; its measurements are kept in ``store``, its models' files in ``folder``."""
+
+    table: Table
+    network: Network
+    store: CellStore
+    folder: Path
+    threads: int
+
+    def rates(self, row: Row) -> dict[str, Any]:
+        """What the deployed model gets right, with whom it agrees, and its files' bytes; ``kept``: was in the store.
+
+        Raises InputError for a row that can't be carried out on this network.
+        """
+        return self._once(self.key_of(row), lambda: self._rates(row))
+
+    def times(self, timing: Timing, *, again: bool = False) -> dict[str, Any]:
+        """By row's name, the fields of Latency; all rows take turns, so that they can be compared.
+
+        again: whatever was kept. Raises InputError as rates() does.
+        """
+        processor = {name: machine()[name] for name in ("processor", "cores")}
+        rows = [self.key_of(row) for row in self.table.rows]
+        key = {"timing": asdict(timing), "rows": rows, "threads": self.threads, **processor}
+        return self._once(key, lambda: self._times(timing), again=again)
+
+    def key_of(self, row: Row) -> dict[str, Any]:
+        """What determines a row's rates, beside the code."""
+        libraries = {name: metadata.version(name) for name in RUNTIMES} if row.runtime == ONNX_RUNTIME else {}
+        return {**self.network.key_of(recipe_of(row)), "runtime": row.runtime, "fused": row.fused, **libraries}
+
+    def deployed(self, row: Row, images: Tensor) -> Deployment:
+        """The row's model made ready from the float network, for images [N, C, H, W] of this size; files written."""
+        stem = self.folder / f"{re.sub('[^a-z0-9]+', '_', row.name.lower()).strip('_')}_{images.shape[-1]}"
+        made = deployed_onnx if row.runtime == ONNX_RUNTIME else deployed_pytorch
+        model = self.network.model if row.fused else unfused(self.network.model)
+        recipe = recipe_of(row)
+        quantized = None if recipe is None else quantize(model, recipe, self.network.drawn, progress=False)
+        return made(model, quantized, stem, images, self.threads)
+
+    def images(self, timing: Timing | None = None) -> Tensor:
+        """What is timed, [N, C, H, W] with N images spread evenly over the test set; None: one as it is evaluated."""
+        config = self.network.config
+        size = config.image_size if timing is None or timing.size is None else timing.size
+        dataset = load_dataset(
+            config.dataset, config.data, preprocessing=default_preprocessing(config.arch, config.dataset, size)
+        )
+        number = 1 if timing is None else timing.images or config.limit
+        return torch.cat([batch for batch, _ in make_loader(dataset, config.batch_size, limit=number)])
+
+    def _rates(self, row: Row) -> dict[str, Any]:
+        model = self.deployed(row, self.images())
+        model.batch = self.network.config.batch_size
+        found = evaluate(model, self.network.evaluated, reference=model.simulated, device="cpu", progress=False)
+        sizes = {f"{kind}_bytes": path.stat().st_size for kind, path in model.files.items()}
+        ran = {"execution": model.execution, "runtime": model.runtime, "floats": floats_of(row, model)}
+        return rates_of(found) | sizes | ran
+
+    def _times(self, timing: Timing) -> dict[str, Any]:
+        images = self.images(timing)
+        models = {row.name: self.deployed(row, images) for row in self.table.rows}
+        for model in models.values():
+            model.batch = timing.batch
+        found = compare_latency(models, images, threads=self.threads, progress=False)
+        return {name: latency.as_dict() for name, latency in found.items()}
+
+    def _once(
+        self, key: dict[str, Any], compute: Callable[[], dict[str, Any]], *, again: bool = False
+    ) -> dict[str, Any]:
+        found = None if again else self.store.read(key)
+        if found is not None:
+            return found | {"kept": True}
+        start = time.perf_counter()
+        values = compute()
+        return self.store.write(key, values | {"seconds": round(time.perf_counter() - start, 1)}) | {"kept": False}
+
+
+def recipe_of(row: Row) -> Recipe | None:
+    """The row's recipe; None for the float network. Raises InputError for a name that is no shipped recipe's."""
+    return Recipe.load(row.recipe) if isinstance(row.recipe, str) else row.recipe
+
+
+def deployed_pytorch(
+    model: nn.Module, quantized: QuantizedModel | None, stem: Path, images: Tensor, threads: int
+) -> Deployment:
+    """The float network, or the simulated model as it comes out of its packed checkpoint."""
+    path = stem.with_suffix(".safetensors")
+    save_weights(model, quantized, path)
+    if quantized is None:
+        return Deployment(model, "float32", {"checkpoint": path}, None)
+    return Deployment(load(path, model=model), "simulated", {"checkpoint": path}, None)
+
+
+def deployed_onnx(
+    model: nn.Module, quantized: QuantizedModel | None, stem: Path, images: Tensor, threads: int
+) -> Deployment:
+    """What ONNX Runtime makes of the exported file; the checkpoint is written too, for its size."""
+    checkpoint, exported = stem.with_suffix(".safetensors"), stem.with_suffix(".onnx")
+    save_weights(model, quantized, checkpoint)
+    simulated = quantize(model, FLOAT, images, progress=False) if quantized is None else quantized
+    export = export_onnx(simulated, exported, images[:1])
+    execution = "float32" if quantized is None else export.label
+    return Deployment(
+        OnnxRuntimeModel(exported, threads=threads), execution, {"checkpoint": checkpoint, "onnx": exported}, simulated
+    )
+
+
+def floats_of(row: Row, model: Deployment) -> int:
+    """How many layers and additions ONNX Runtime computes in float though the recipe asks for integers."""
+    if row.runtime != ONNX_RUNTIME or row.recipe is None:
+        return 0
+    return len(operator_report(model.files["onnx"]).floats)
+
+
+def save_weights(model: nn.Module, quantized: QuantizedModel | None, path: Path) -> None:
+    """Write the packed checkpoint, or of a float network its state dict as safetensors."""
+    if quantized is not None:
+        save(quantized, path)
+        return
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary)
+
+
+def rates_of(found: Evaluation) -> dict[str, Any]:
+    """Rates as fractions of 1, precision, recall and F1 as macro averages; ``simulated_top1`` of the reference."""
+    macro = {name: getattr(found, name)["macro"] for name in RATES if name != "top1"}
+    reference = None if found.reference is None else found.reference.top1
+    return {
+        "samples": found.samples,
+        "correct": round(found.top1 * found.samples),
+        "top1": found.top1,
+        "top1_interval": list(found.top1_interval),
+        **macro,
+        "simulated_top1": reference,
+        "agreement": found.agreement,
+    }
