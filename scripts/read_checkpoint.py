@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-DTYPES = {"F32": "<f4", "I32": "<i4", "I64": "<i8", "U8": "u1", "I8": "i1", "BOOL": "?"}
+DTYPES = {"F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "u1", "I8": "i1", "BOOL": "?"}
 
 data = Path(sys.argv[1]).read_bytes()
 (length,) = struct.unpack("<Q", data[:8])
@@ -24,19 +24,21 @@ tensors = {
 description = json.loads(zlib.decompress(tensors["description"].tobytes()))
 
 weights = {name.removeprefix("float/"): value for name, value in tensors.items() if name.startswith("float/")}
-for name, entry in description["codes"].items():
-    codes, quantizer = tensors[f"codes/{name}/codes"], description["quantizers"][entry["quantizer"]]
+for name, shape in description["codes"].items():
+    codes, quantizer = tensors[f"codes/{name}/codes"], description["quantizers"][f"{name}_quantizer"]
     if quantizer["type"] == "BiasQuantizer":
-        layer = name.removesuffix(".bias")
-        scale = np.float32(quantizer["input_scale"]) * tensors[f"grid/{layer}.weight_quantizer/scale"]
-        weights[name] = (codes.astype("f8") * scale.astype("f8")).astype("f4")
+        scale = np.resize(tensors[f"grid/{name.removesuffix('.bias')}.weight_quantizer/scale"], shape)
+        scale = (scale * np.float32(quantizer["input_scale"])).astype("f8")
+        weights[name] = (codes * scale).astype("f4")
         continue
-    bits, count = quantizer["bits"], int(np.prod(entry["shape"]))
+    if quantizer["type"] != "IntQuantizer":
+        sys.exit(f"{name} is of {quantizer['type']}; this reader knows integers alone")
+    bits, count = quantizer["bits"], int(np.prod(shape))
     stream = np.unpackbits(codes, bitorder="little")[: count * bits].reshape(count, bits).astype("i8")
-    codes = (stream << np.arange(bits)).sum(1)
+    codes = (stream << np.arange(bits)).sum(1).reshape(shape)
     codes -= (codes >= 2 ** (bits - 1)) * quantizer["signed"] * 2**bits
-    scale, zero = (tensors.get(f"grid/{entry['quantizer']}/{part}", np.zeros(1)) for part in ("scale", "zero_point"))
-    along = [-1 if axis == quantizer["axis"] else 1 for axis in range(len(entry["shape"]))]
-    offset = codes.reshape(entry["shape"]) - zero.astype("i8").reshape(along if zero.size > 1 else -1)
+    along = [-1 if quantizer["axis"] in (axis, axis - len(shape)) else 1 for axis in range(len(shape))]
+    scale, zero = tensors[f"grid/{name}_quantizer/scale"], tensors.get(f"grid/{name}_quantizer/zero_point", np.zeros(1))
+    offset = codes - zero.astype("i8").reshape(along if zero.size > 1 else -1)
     weights[name] = offset.astype("f4") * scale.reshape(along if scale.size > 1 else -1)
 np.savez(sys.argv[2], **weights)  # type: ignore[arg-type]

@@ -13,6 +13,14 @@ from pytorch_quantizer.errors import InputError
 
 Description = dict[str, Any]
 SPECIAL = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+MOST_LEVELS = 16  # of values inside values: the arguments of real networks have three
+DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
 
 
 def encode(value: Any) -> Any:
@@ -38,32 +46,34 @@ def encode(value: Any) -> Any:
     raise InputError(f"a graph holds {value!r} ({type(value).__name__}), which no file can describe")
 
 
-def decode(value: Any, nodes: Mapping[str, fx.Node] | None = None) -> Any:
+def decode(value: Any, nodes: Mapping[str, fx.Node] | None = None, *, level: int = 0) -> Any:
     """What ``encode`` was given. nodes: those that it may name. Raises InputError, KeyError for what is damaged."""
-    nodes = nodes or {}
+    if level > MOST_LEVELS:
+        raise InputError(f"the file holds values inside values more than {MOST_LEVELS} levels deep: it is damaged")
     if isinstance(value, list):
-        return [decode(entry, nodes) for entry in value]
+        return [decode(entry, nodes, level=level + 1) for entry in value]
     if not isinstance(value, dict):
         return value
     (kind, content), *more = value.items()
     if more:
         raise InputError(f"the file's graph holds an object of {len(value)} entries, {list(value)[:3]}: it is damaged")
-    return _DECODERS[kind](content, nodes)
+    if kind == "node":
+        return _node(content, nodes or {})
+    return _DECODERS[kind](content, lambda entry: decode(entry, nodes, level=level + 1))
 
 
-def _dtype(name: str, nodes: Mapping[str, fx.Node]) -> torch.dtype:
-    found = getattr(torch, name)
-    if not isinstance(found, torch.dtype):
-        raise InputError(f"the file's graph holds a dtype {name!r}, which torch has not")
-    return found
+def _node(name: str, nodes: Mapping[str, fx.Node]) -> fx.Node:
+    if name not in nodes:
+        raise InputError(f"the file's graph reads {name!r} before there is one: it is damaged")
+    return nodes[name]
 
 
-_DECODERS: dict[str, Callable[[Any, Mapping[str, fx.Node]], Any]] = {
-    "node": lambda name, nodes: nodes[name],
-    "float": lambda name, nodes: SPECIAL[name],
-    "tuple": lambda entries, nodes: tuple(decode(entry, nodes) for entry in entries),
-    "dict": lambda entries, nodes: {decode(key, nodes): decode(entry, nodes) for key, entry in entries},
-    "slice": lambda parts, nodes: slice(*(decode(part, nodes) for part in parts)),
-    "dtype": _dtype,
-    "ellipsis": lambda _, nodes: Ellipsis,
+_Decode = Callable[[Any], Any]
+_DECODERS: dict[str, Callable[[Any, _Decode], Any]] = {
+    "float": lambda name, _: SPECIAL[name],
+    "tuple": lambda entries, inner: tuple(map(inner, entries)),
+    "dict": lambda entries, inner: {inner(key): inner(entry) for key, entry in entries},
+    "slice": lambda parts, inner: slice(*map(inner, parts)),
+    "dtype": lambda name, _: DTYPES[name],
+    "ellipsis": lambda *_: Ellipsis,
 }

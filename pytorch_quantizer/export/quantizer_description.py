@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 from torch import Tensor
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.export.plain_values import decode, encode
-from pytorch_quantizer.quantization.clipping import Domain
+from pytorch_quantizer.quantization.clipping import Domain, Support
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, BiasQuantizer, IntQuantizer, Quantizer
 from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
 from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantizer
 
-SETTINGS = ("signed", "narrow", "symmetric", "axis", "clip", "across_batches", "rounding", "seed")
+SETTINGS: dict[str, Any] = {  # and what they are
+    **{"signed": bool, "narrow": bool, "symmetric": bool, "axis": int | None},
+    **{"clip": str, "across_batches": str, "rounding": str, "seed": int},
+}
 # By class, what of its storage it starts from, and the settings that it does not ask for.
 LEVELS: dict[type[Quantizer], str] = {AllocatedQuantizer: "bits", MidTreadQuantizer: "levels"}
 FIXED: dict[type[Quantizer], tuple[str, ...]] = {MidTreadQuantizer: ("narrow", "symmetric")}
@@ -51,14 +55,12 @@ def build_quantizer(
 
     Raises InputError, KeyError, TypeError or ValueError where description and storage don't fit together.
     """
-    cls = types()[description["type"]]
+    cls = types().get(description["type"])
+    if cls is None:
+        raise InputError(f"the file asks for a number type {description['type']!r}, which is not in the registry")
     if cls is BiasQuantizer:
-        if weight_scale is None:
-            raise InputError("a bias has a grid, its layer's weight has none")
-        return BiasQuantizer(torch.tensor(description["input_scale"], dtype=torch.float32), weight_scale)
-    settings = {name: description[name] for name in SETTINGS if name in description and name not in FIXED.get(cls, ())}
-    if "domain" in description:
-        settings["domain"] = Domain(**{name: decode(value) for name, value in description["domain"].items()})
+        return _build_bias(description["input_scale"], weight_scale)
+    settings = _settings(cls, description)
     made, built = cast("Callable[..., Any]", cls), None
     if cls in LEVELS:
         built = made(storage[LEVELS[cls]], **settings)
@@ -69,4 +71,39 @@ def build_quantizer(
     if hasattr(built, "drawn"):
         built.drawn = description["drawn"]
     restored: Quantizer = built.restore(storage)
+    if restored.storage().keys() != storage.keys() or restored.bits != description["bits"]:
+        raise InputError(
+            f"the file says {description['bits']} bits and holds {', '.join(sorted(storage)) or 'nothing'} of a "
+            f"quantizer of {restored.bits} bits that has {', '.join(sorted(restored.storage())) or 'nothing'}: "
+            "they contradict each other"
+        )
     return restored
+
+
+def _build_bias(input_scale: Any, weight_scale: Tensor | None) -> BiasQuantizer:
+    if weight_scale is None:
+        raise InputError("a bias has a grid, its layer's weight has none")
+    if not isinstance(input_scale, float) or not 0 < input_scale < math.inf:
+        raise InputError(f"input_scale must be a positive number, got {input_scale!r}")
+    return BiasQuantizer(torch.tensor(input_scale, dtype=torch.float32), weight_scale)
+
+
+def _settings(cls: type[Quantizer], description: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a number type, each of the kind that it must be. What the values mean is the type's to check."""
+    kinds = {**SETTINGS, "bits": int, "drawn": int}
+    for name, kind in kinds.items():
+        value = description.get(name)
+        if name in description and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            raise InputError(f"{name} of a quantizer can't be {value!r}")
+    if not 0 <= description["drawn"] < 2**63:
+        raise InputError(f"drawn must lie in [0, 2^63), got {description['drawn']}")
+    settings = {name: description[name] for name in SETTINGS if name in description and name not in FIXED.get(cls, ())}
+    if "domain" in description:
+        settings["domain"] = _domain(**{name: decode(value) for name, value in description["domain"].items()})
+    return settings
+
+
+def _domain(support: Any, upper: Any) -> Domain:
+    if support not in get_args(Support) or not isinstance(upper, float | int | None):
+        raise InputError(f"a quantizer can't be for values that are {support!r} up to {upper!r}")
+    return Domain(support, upper)

@@ -25,6 +25,7 @@ FUNCTIONAL_LAYERS: dict[Any, type] = {
 LAYER_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 TRANSPOSED_ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout, nn.Identity)
+STOCHASTIC_DEPTH = "torchvision.ops.stochastic_depth"  # the module that holds the function of that name
 
 
 def normalize(graph: fx.GraphModule) -> fx.GraphModule:
@@ -38,11 +39,18 @@ def normalize(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _drop_identities(graph: fx.GraphModule) -> None:
-    """Take out nn.Identity and dropout, which does nothing in eval mode."""
+    """Take out nn.Identity, and dropout and stochastic depth, which do nothing in eval mode."""
     for node in list(graph.graph.nodes):
-        if isinstance(module_of(graph, node), DROPOUTS):
-            node.replace_all_uses_with(node.args[0])
+        if isinstance(module_of(graph, node), DROPOUTS) or _is_stochastic_depth(node):
+            node.replace_all_uses_with(node.all_input_nodes[0])
             graph.graph.erase_node(node)
+
+
+def _is_stochastic_depth(node: fx.Node) -> bool:
+    """Whether a node calls torchvision's function, known by name so that nothing is imported for it, in eval mode."""
+    if node.op != "call_function" or getattr(node.target, "__module__", "") != STOCHASTIC_DEPTH:
+        return False
+    return not node.kwargs.get("training", node.args[3] if len(node.args) > 3 else True)
 
 
 def _compute_constants(graph: fx.GraphModule) -> None:

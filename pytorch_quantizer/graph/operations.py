@@ -109,7 +109,6 @@ FUNCTIONS_OF_ONE_VALUE = {
     *(torch.tanh, torch.sigmoid, "tanh", "sigmoid"),
 }
 NAMED_KEEPING = {
-    "stochastic_depth",
     "_patch_merging_pad",
     "_get_relative_position_bias",
 }  # functions of libraries, known by name so that nothing is imported for them

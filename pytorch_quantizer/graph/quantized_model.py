@@ -77,6 +77,11 @@ class QuantizedModel(fx.GraphModule):
         return bool(self.meta.get("statistics_read"))
 
     @property
+    def network(self) -> str | None:
+        """The digest of the float network that it was made from (graph/digest.py), None where that isn't known."""
+        return self.meta.get("network")
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What was done beside putting tensors on grids, a sentence each: equalization, corrections."""
         return self.meta.get("notes", ())

@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from networks import Untraceable, UntraceablePair, images, network, sequence
 from torch import nn
+from torchvision.ops import StochasticDepth, stochastic_depth
 
 from pytorch_quantizer import InputError, capture
 from pytorch_quantizer.graph.attention import DecomposedAttention
+from pytorch_quantizer.graph.normalize import normalize
 from pytorch_quantizer.graph.operations import label, layer_nodes
 
 
@@ -387,6 +389,18 @@ class TestTheModelItself:
         net = sequence(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.5))
         expected = net(images())
         assert torch.equal(capture(net.train(), images()).graph(images()), expected)
+
+    def test_what_does_nothing_in_eval_mode_is_gone(self):
+        net = sequence(nn.Conv2d(3, 4, 3), nn.Dropout(0.5), nn.Identity(), StochasticDepth(0.5, "row"))
+        captured = capture(net, images())
+        assert called(captured) == ["body.0", "output"]
+        assert torch.equal(captured.graph(images()), net(images()))
+
+    def test_stochastic_depth_that_is_always_on_stays(self):
+        graph = torch.fx.Graph()
+        graph.output(graph.call_function(stochastic_depth, (graph.placeholder("x"), 0.5, "row", True)))
+        normalized = normalize(torch.fx.GraphModule(nn.Module(), graph))
+        assert stochastic_depth in [node.target for node in normalized.graph.nodes]
 
 
 class TestLabels:
