@@ -34,6 +34,7 @@ from pytorch_quantizer.quantization.qtypes import IntQuantizer
 MOST_BITS = 6  # wider grids have more ties than a scale can avoid, and a code there is little
 CLEARANCE = 2.0**-20  # from a tie, of the grid's width: float32 sums of a few thousand terms err by less
 STEP, STEPS = 2.0**-20, 256  # of a scale: it moves by 0.024 % at the most
+AT_ONCE = 64  # steps that are tried together
 
 
 @torch.no_grad()
@@ -62,36 +63,37 @@ def clear_scale(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Ten
 
     Where none does, by as many as bring it highest.
     """
-    best = scale.reshape(-1).clone()
-    reached = clearance(best, input_scale, grids)
-    for step in _steps():
-        open_ = (reached < 1).nonzero().flatten()
-        if not len(open_):
+    found = scale.reshape(-1).clone()
+    reached = clearance(found, input_scale, grids)
+    for steps in _steps(scale.device).split(AT_ONCE):
+        unclear = (reached < 1).nonzero().flatten()
+        if not len(unclear):
             break
-        tried = (scale.reshape(-1)[open_].double() * (1 + step)).to(scale.dtype)
-        found = clearance(tried, input_scale, grids)
-        better = found > reached[open_]
-        best[open_[better]], reached[open_[better]] = tried[better], found[better]
-    return best.reshape(scale.shape)
+        tried = (scale.reshape(-1)[unclear, None].double() * (1 + steps)).to(scale.dtype)
+        clear = clearance(tried, input_scale, grids)
+        most, which = clear.clamp(max=1).max(1)  # of several that are clear, the first
+        better = most > reached[unclear]
+        chosen = tried.gather(1, which[:, None]).flatten()
+        found[unclear[better]], reached[unclear[better]] = chosen[better], most[better]
+    return found.reshape(scale.shape)
 
 
 def clearance(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Tensor:
-    """[C], for scales [C]: the least |n·m − (k + ½)| over sums n, ties k and grids, in CLEARANCE of the width."""
+    """For each scale, any shape: the least |n·m − (k + ½)| over sums n, ties k and grids, in CLEARANCE of the width."""
     found = torch.full(scale.shape, torch.inf, dtype=torch.float64, device=scale.device)
     for grid in grids:
-        multiplier = (input_scale * scale / grid.scale).double()[:, None]
+        multiplier = (input_scale * scale / grid.scale).double().unsqueeze(-1)
         lowest = grid.qmin - int(grid.zero_point)
         ties = torch.arange(lowest, lowest + grid.qmax - grid.qmin, device=scale.device).double() + 0.5
-        apart = (torch.round(ties / multiplier) * multiplier - ties).abs().amin(1)
+        apart = (torch.round(ties / multiplier) * multiplier - ties).abs().amin(-1)
         found = torch.minimum(found, apart / (CLEARANCE * 2.0**grid.bits))
     return found
 
 
-def _steps() -> Iterator[float]:
+def _steps(device: torch.device) -> Tensor:
     """STEP, −STEP, 2·STEP, −2·STEP …"""
-    for count in range(1, STEPS + 1):
-        yield count * STEP
-        yield -count * STEP
+    count = torch.arange(1, STEPS + 1, dtype=torch.float64, device=device)
+    return torch.stack([count, -count], 1).flatten() * STEP
 
 
 def _rescale(layer: Layer, weight: IntQuantizer, scale: Tensor, changed: Tensor) -> None:
