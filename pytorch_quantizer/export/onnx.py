@@ -32,9 +32,10 @@ class OnnxExport:
     """What was written. path: the file; its size in bytes is ``size``.
 
     label: integer; simulated: some tensor's codes are wider than integer kernels read, or have a range a channel;
-    dequantized-weights: some layer's weight has no integer type; storage: as asked. weight_types: layer → int8, uint8, int16 or int4, how its weight is stored; why: how the type of 8-bit
-    weights was chosen. simulated: tensor or layer → why integer kernels don't compute it. floats: layer or tensor → why
-    it is in float. What the runtime made of it is onnx_report.operator_report's to tell.
+    dequantized-weights: some layer's weight has no integer type; storage: as asked. weight_types: layer → int8, uint8,
+    int16 or int4, how its weight is stored; why: how the type of 8-bit weights was chosen. simulated: tensor or layer →
+    why integer kernels don't compute it. floats: layer or tensor → why it is in float. What the runtime made of it is
+    onnx_report.operator_report's to tell.
     """
 
     path: Path

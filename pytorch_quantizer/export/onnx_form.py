@@ -107,6 +107,8 @@ def export_form(model: QuantizedModel, asked: str, *, exact: bool) -> ExportForm
     _layers(form, asked, exact)
     _name_operations(form)
     form.graph.graph.eliminate_dead_code()
+    for node in form.graph.graph.nodes:
+        node.meta = {}  # torch.export would tell operations by the module paths of the first trace
     form.graph.recompile()
     return form
 
@@ -214,7 +216,7 @@ def _push(graph: fx.GraphModule, reader: fx.Node, source: fx.Node, found: OnGrid
 
 def _push_or_enter(graph: fx.GraphModule, reader: fx.Node, operand: fx.Node, found: OnGrid) -> bool:
     """The same for one operand of a value-keeping operation, entering the grid right here where not earlier."""
-    other = _grid_of(graph, operand)
+    other = _grid_of(graph, _origin(graph, operand))
     if other is not None:
         return other.grid is found.grid
     if is_collection(operand) or len(operand.users) > 1:
@@ -228,6 +230,13 @@ def _push_or_enter(graph: fx.GraphModule, reader: fx.Node, operand: fx.Node, fou
     if _push(graph, entered, source, own):
         own.limit(None)
     return True
+
+
+def _origin(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
+    """What value-keeping operations took a tensor's values from."""
+    while keeps_values(graph, node):
+        node = kept_operands(graph, node)[0]
+    return node
 
 
 def _insert(graph: fx.GraphModule, module: nn.Module, source: fx.Node, *, before: fx.Node) -> fx.Node:

@@ -53,6 +53,7 @@ def operator_report(path: str | Path, *, threads: int = 1) -> OperatorReport:
     Raises InputError for a file that export_onnx didn't write, and where onnxruntime is missing.
     """
     onnx, nodes = package("onnx"), read_content(path)["nodes"]
+    written = {node.name: node.output[0] for node in onnx.load(str(path)).graph.node}
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         session(Path(path), threads, optimized)
@@ -60,7 +61,8 @@ def operator_report(path: str | Path, *, threads: int = 1) -> OperatorReport:
     running = {re.sub(f"{SUFFIX}$", "", node.name): node for node in graph.node}
     types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
     codes = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
-    rows = [_row(name, node, running.get(name), types, codes) for name, node in nodes.items()]
+    found = {name: running.get(name, running.get(written[name])) for name in nodes}  # some are named by their output
+    rows = [_row(name, node, found[name], types, codes) for name, node in nodes.items()]
     return OperatorReport(pd.DataFrame(rows, columns=["name", "kind", "operator", "ran", "integer"]))
 
 
