@@ -134,7 +134,7 @@ class TestStatisticsFile:
         ("changes", "said"),
         [
             ({"clip": "minmax", "activation_granularity": "per_channel", "deployable": False}, "statistics of x:1"),
-            ({"clip": "mse"}, "a histogram of x"),
+            ({"clip": "mse"}, "histogram of x"),
         ],
     )
     def test_that_lacks_what_the_recipe_needs_is_refused_also_where_there_are_images(self, path, changes, said):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx
@@ -21,8 +21,8 @@ from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.statistics import MOMENTS, TensorStatistics
 
-FORMAT, VERSION = "pytorch_quantizer statistics", 1
-FIELDS = ("format", "version", "library", "model", "images", "tensors")
+FORMAT, VERSION = "pytorch_quantizer statistics", 2
+FIELDS = ("format", "version", "library", "model", "images", "digest", "tensors")
 COUNTS = ("count", "positive_count", "batches")
 DIGEST_BYTES = 16
 FINITE = "its moments must be finite"
@@ -39,17 +39,7 @@ def save_statistics(
     graph: the folded float network that they were collected on. images: on how many, where that is known. Every float
     survives exactly. Raises InputError where the file can't be written, and for NaN and infinite values.
     """
-    for key, record in statistics.items():
-        if _broken_law(record) == FINITE:
-            raise InputError(f"{key} holds NaN or infinite values; {path} is not written")
-    library = version("pytorch-quantizer")
-    header = {"format": FORMAT, "version": VERSION, "library": library, "model": fingerprint(graph), "images": images}
-    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in header.items()]
-    tensors = [
-        f"{json.dumps(key)}: {json.dumps(record.to_dict(), allow_nan=False)}" for key, record in statistics.items()
-    ]
-    text = "{\n" + ",\n".join([*lines, '"tensors": {\n' + ",\n".join(tensors) + "\n}"]) + "\n}\n"
-    write_atomically(path, text.encode())
+    _write(path, statistics, fingerprint(graph), images)
 
 
 def load_statistics(path: str | Path, graph: fx.GraphModule | None = None) -> Statistics:
@@ -74,7 +64,7 @@ def known_statistics(path: str | Path | None, graph: fx.GraphModule, sites: tupl
     known = load_statistics(path, graph)
     for key, wanted in wanted_statistics(sites).items():
         if key not in known or (wanted.histogram and known[key].histogram is None):
-            what = "statistics" if key not in known else "a histogram"
+            what = "statistics" if key not in known else "histogram"
             raise InputError(f"{path} holds no {what} of {key}, which this recipe needs: give another file to collect")
     return known
 
@@ -91,16 +81,18 @@ def merge_statistics(*runs: Mapping[str, TensorStatistics] | str | Path) -> Stat
     runs: statistics or paths of files. Raises InputError where there is none, where files are of different models, and
     where runs hold different tensors or channels.
     """
-    if not runs:
-        raise InputError("no statistics to merge; give at least one run")
-    contents = [(run, _read(run)) for run in runs if isinstance(run, str | Path)]
-    for path, content in contents[1:]:
-        _check_model(path, content["model"], f"{contents[0][0]} is", contents[0][1]["model"])
-    read = iter([_records(path, content) for path, content in contents])
-    loaded = [next(read) if isinstance(run, str | Path) else dict(run) for run in runs]
-    for index, run in enumerate(loaded[1:], 2):
-        _check_alike(loaded[0], run, index)
-    return {key: TensorStatistics.merged(run[key] for run in loaded) for key in loaded[0]}
+    return _merged([_read_run(run) if isinstance(run, str | Path) else _Run(dict(run)) for run in runs])
+
+
+def merge_statistics_files(path: str | Path, *files: str | Path) -> None:
+    """Write one file from those of several runs of a model: what a run over the images of them all would have written.
+
+    Merged in the order given, on as many images as they say together. Raises InputError as merge_statistics does, and
+    where the file can't be written.
+    """
+    runs = [_read_run(file) for file in files]
+    merged, counts = _merged(runs), [run.images for run in runs]
+    _write(path, merged, runs[0].model, None if None in counts else sum(count or 0 for count in counts))
 
 
 def fingerprint(graph: fx.GraphModule) -> str:
@@ -131,9 +123,55 @@ def _bytes_of(tensor: Tensor) -> Any:
 def _check_model(path: str | Path, found: str, whose: str, wanted: str) -> None:
     if found != wanted:
         raise InputError(
-            f"{path} holds statistics of another model or of other weights: it is of {found[:SHOWN]}, {whose} "
-            f"{wanted[:SHOWN]}; {REMEDY} on this one, or load the weights that they were collected on"
+            f"{path} holds statistics of another model or of other weights, such as equalize gives: it is of "
+            f"{found[:SHOWN]}, {whose} {wanted[:SHOWN]}; {REMEDY} on this one, or load the weights that they were "
+            "collected on"
         )
+
+
+class _Run(NamedTuple):
+    """What one run saw; path, model and images where it comes from a file."""
+
+    statistics: Statistics
+    path: str | Path | None = None
+    model: str = ""
+    images: int | None = None
+
+
+def _read_run(path: str | Path) -> _Run:
+    content = _read(path)
+    return _Run(_records(path, content), path, content["model"], content["images"])
+
+
+def _merged(runs: list[_Run]) -> Statistics:
+    if not runs:
+        raise InputError("no statistics to merge; give at least one run")
+    files = [run for run in runs if run.path is not None]
+    for run in files[1:]:
+        _check_model(str(run.path), run.model, f"{files[0].path} is", files[0].model)
+    loaded = [run.statistics for run in runs]
+    for index, other in enumerate(loaded[1:], 2):
+        _check_alike(loaded[0], other, index)
+    return {key: TensorStatistics.merged(one[key] for one in loaded) for key in loaded[0]}
+
+
+def _write(path: str | Path, statistics: Mapping[str, TensorStatistics], model: str, images: int | None) -> None:
+    for key, record in statistics.items():
+        if _broken_law(record) == FINITE:
+            raise InputError(f"{key} holds NaN or infinite values; {path} is not written")
+    tensors = {key: record.to_dict() for key, record in statistics.items()}
+    header = {"format": FORMAT, "version": VERSION, "library": version("pytorch-quantizer"), "model": model}
+    header |= {"images": images, "digest": _digest(model, images, tensors)}
+    lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in header.items()]
+    rows = [f"{json.dumps(key)}: {json.dumps(entry, allow_nan=False)}" for key, entry in tensors.items()]
+    text = "{\n" + ",\n".join([*lines, '"tensors": {\n' + ",\n".join(rows) + "\n}"]) + "\n}\n"
+    write_atomically(path, text.encode())
+
+
+def _digest(model: str, images: int | None, tensors: dict[str, Any]) -> str:
+    """A hash, in hexadecimal, of the numbers in a file: how it is laid out has no part in it."""
+    text = json.dumps([model, images, tensors], sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=DIGEST_BYTES).hexdigest()
 
 
 def _check_alike(first: Statistics, other: Statistics, index: int) -> None:
@@ -172,7 +210,7 @@ def _read(path: str | Path) -> dict[str, Any]:
 
 
 def _check_header(path: str | Path, content: dict[str, Any]) -> None:
-    for name in ("library", "model"):
+    for name in ("library", "model", "digest"):
         if not isinstance(content[name], str):
             _refuse(path, f"{name} must be text, got {content[name]!r}")
     images = content["images"]
@@ -183,7 +221,11 @@ def _check_header(path: str | Path, content: dict[str, Any]) -> None:
 
 
 def _records(path: str | Path, content: dict[str, Any]) -> Statistics:
-    return {key: _record(path, key, entry) for key, entry in content["tensors"].items()}
+    """By name; what is checked is each tensor, then whether these are the numbers that were written."""
+    records = {key: _record(path, key, entry) for key, entry in content["tensors"].items()}
+    if _digest(content["model"], content["images"], content["tensors"]) != content["digest"]:
+        _refuse(path, "its numbers aren't those that were written (digest): it was damaged or edited")
+    return records
 
 
 def _record(path: str | Path, key: str, entry: Any) -> TensorStatistics:

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from pytorch_quantizer.calibration.statistics_file import (
     fingerprint,
     load_statistics,
     merge_statistics,
+    merge_statistics_files,
     save_statistics,
 )
 from pytorch_quantizer.graph.place import place
@@ -103,9 +105,15 @@ class TestRoundTrip:
     def test_anyone_can_read_it(self, path, graph, statistics):
         content = json.loads(path.read_text(), parse_constant=pytest.fail)
         assert content["format"] == "pytorch_quantizer statistics"
-        assert (content["version"], content["images"], content["model"]) == (1, 12, fingerprint(graph))
+        assert (content["version"], content["images"], content["model"]) == (2, 12, fingerprint(graph))
         assert content["tensors"]["x"]["max"] == statistics["x"].max.item()
-        assert len(path.read_text().splitlines()) == len(statistics) + 9  # a line a tensor, and the header's
+        assert len(path.read_text().splitlines()) == len(statistics) + 10  # a line a tensor, and the header's
+
+    def test_the_layout_has_no_part_in_it(self, path, graph, statistics):
+        content = json.loads(path.read_text())
+        content["tensors"] = {key: dict(reversed(entry.items())) for key, entry in content["tensors"].items()}
+        path.write_text(json.dumps(dict(reversed(content.items())), indent=4))
+        assert_equal(load_statistics(path, graph), statistics)
 
     def test_is_written_whole_or_not_at_all(self, path, graph, statistics, monkeypatch):
         before = path.read_bytes()
@@ -203,22 +211,50 @@ class TestMerge:
         with pytest.raises(InputError, match=r"'x' has \[3\] in the first run and \[\] in run 2"):
             merge_statistics(channels, {"x": TensorStatistics.from_tensor(images())})
 
-    def test_nothing_is_refused(self):
-        with pytest.raises(InputError, match="no statistics to merge"):
-            merge_statistics()
+    def test_nothing_is_refused(self, tmp_path):
+        for merge in (merge_statistics, lambda: merge_statistics_files(tmp_path / "m")):
+            with pytest.raises(InputError, match="no statistics to merge"):
+                merge()
+
+    def test_files_become_one_of_all_their_images(self, tmp_path, graph):
+        parts = [calibrate(graph, sites_of(graph, "mse"), [batch], progress=False) for batch in batches()]
+        for name, part, count in zip("abc", parts, (4, 5, None), strict=True):
+            save_statistics(tmp_path / name, part, graph, count)
+        merge_statistics_files(tmp_path / "ab", tmp_path / "a", str(tmp_path / "b"))
+        save_statistics(tmp_path / "expected", merge_statistics(*parts[:2]), graph, 9)
+        assert (tmp_path / "ab").read_bytes() == (tmp_path / "expected").read_bytes()
+        merge_statistics_files(tmp_path / "abc", tmp_path / "ab", tmp_path / "c")
+        assert json.loads((tmp_path / "abc").read_text())["images"] is None  # one of them doesn't say
+        assert_equal(load_statistics(tmp_path / "abc", graph), merge_statistics(*parts))
+
+    def test_files_of_different_models_become_none(self, tmp_path, path, statistics):
+        save_statistics(tmp_path / "other", statistics, CHANGES["a weight"]())
+        with pytest.raises(InputError, match="other holds statistics of another model"):
+            merge_statistics_files(tmp_path / "merged", path, tmp_path / "other")
+        assert not (tmp_path / "merged").exists()
 
 
 def swap(entry, first, second):
     entry[first], entry[second] = entry[second], entry[first]
 
 
+def nudge(entry, name):
+    entry[name] = math.nextafter(entry[name], math.inf)
+
+
 CORRUPTED = {
     "format": (lambda c: c.update(format="other"), "it has no format: 'pytorch_quantizer statistics'"),
     "no format": (lambda c: c.pop("format"), "it has no format"),
-    "version": (lambda c: c.update(version=2), "version must be 1, got 2; .*update pytorch_quantizer"),
-    "version's type": (lambda c: c.update(version=True), "version must be 1, got True"),
+    "version": (lambda c: c.update(version=3), "version must be 2, got 3; .*update pytorch_quantizer"),
+    "version's type": (lambda c: c.update(version=True), "version must be 2, got True"),
     "missing field": (lambda c: c.pop("model"), "missing or unknown: model"),
     "unknown field": (lambda c: c.update(more=1), "missing or unknown: more"),
+    "digest's type": (lambda c: c.update(digest=None), "digest must be text, got None"),
+    "digest": (lambda c: c.update(digest=c["digest"][::-1]), r"those that were written \(digest\)"),
+    "the last digit": (lambda c: nudge(c["tensors"]["x"], "max"), r"damaged or edited; collect"),
+    "a tensor less": (lambda c: c["tensors"].pop("x"), r"damaged or edited; collect"),
+    "a tensor's name": (lambda c: c["tensors"].update(y=c["tensors"].pop("x")), r"damaged or edited; collect"),
+    "how many images": (lambda c: c.update(images=13), r"damaged or edited; collect"),
     "model's type": (lambda c: c.update(model=3), "model must be text, got 3"),
     "images' type": (lambda c: c.update(images="many"), "images must be a positive number or null, got 'many'"),
     "images": (lambda c: c.update(images=-1), "images must be a positive number or null, got -1"),
