@@ -35,9 +35,12 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-def versions() -> dict[str, str]:
-    """Python's, this package's and those of the libraries that take part in the numbers; and the kernels' state."""
-    packages = {name: metadata.version(name) for name in REPORTED}
+def versions(*optional: str) -> dict[str, str]:
+    """Python's, this package's and those of the libraries that take part in the numbers; and the kernels' state.
+
+    optional: packages that take part too, where they are installed.
+    """
+    packages = {name: metadata.version(name) for name in (*REPORTED, *filter(_is_installed, optional))}
     return {"python": platform.python_version(), **packages, "cuda": str(torch.version.cuda), "kernels": str(backend())}
 
 
@@ -66,9 +69,16 @@ def free_memory(device: torch.device | str = "cpu") -> int:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
-def provenance(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """What stands beside measured numbers in a file: versions, machine and date (UTC)."""
-    return {"versions": versions(), "machine": machine(device), "date": datetime.now(UTC).date().isoformat()}
+def provenance(device: torch.device | str = "cpu", *optional: str) -> dict[str, Any]:
+    """What stands beside measured numbers in a file: versions, machine and date (UTC). optional: as ``versions``."""
+    return {"versions": versions(*optional), "machine": machine(device), "date": datetime.now(UTC).date().isoformat()}
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        return bool(metadata.version(name))
+    except metadata.PackageNotFoundError:
+        return False
 
 
 def _works(name: str) -> bool:

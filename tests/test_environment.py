@@ -13,3 +13,10 @@ def test_measured_numbers_have_versions_machine_and_date():
     assert found["machine"]["threads"] == torch.get_num_threads()
     assert found["machine"]["device"] == "cpu"
     assert abs((datetime.now(UTC).date() - datetime.fromisoformat(found["date"]).date()).days) <= 1
+
+
+def test_what_need_not_be_installed_is_told_where_it_is():
+    found = provenance("cpu", "pip", "no-such-package")["versions"]
+    assert "pip" not in provenance()["versions"]
+    assert found["pip"]
+    assert "no-such-package" not in found

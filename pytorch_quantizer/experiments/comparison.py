@@ -207,7 +207,7 @@ def run_comparison(config: InferenceConfig, recipe: Recipe) -> tuple[Comparison,
             "statistics_file": str(config.statistics_file) if quantized.statistics_read else None,
         },
         "skipped_images": list(dict.fromkeys([*test.skipped, *calibration.skipped])),
-        **provenance(device),
+        **provenance(device, "onnx", "onnxruntime"),
     }
     return comparison, record, quantized
 

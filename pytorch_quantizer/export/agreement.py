@@ -25,8 +25,8 @@ class TensorAgreement:
     """One tensor's codes in two models.
 
     bits: of its codes. places: elements seen. differing: of these, codes that differ; most: by how much at the most.
-    from_tie: how far the differing ones were from a half before rounding, at the most, in codes, as integers compute
-    them from the simulation's codes of what the tensor is computed from.
+    from_tie: how far the differing ones were from a half before rounding, at the most, in codes, computed in integers
+    from the second model's codes of what the tensor is computed from.
     """
 
     name: str
