@@ -38,6 +38,7 @@ from pytorch_quantizer.experiments.ablation import (
     ablation_markdown,
     ablation_recipes,
     parse_bits,
+    parse_list,
     parse_settings,
 )
 from pytorch_quantizer.experiments.cells import CellStore, Network, settings
@@ -102,7 +103,7 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def configs_of(given: Config) -> list[ResolvedConfig]:
     """One a network. Raises InputError, before any work, for a network that isn't known or a checkpoint for several."""
-    archs = [None] if given.arch is None else [name.strip() for name in given.arch.split(",")]
+    archs = [None] if given.arch is None else parse_list("--arch", given.arch)
     if given.checkpoint is not None and len(archs) > 1:
         raise InputError("--checkpoint holds one network's weights: give one --arch, or leave it out for torchvision's")
     configs = [resolved(replace(given, arch=arch)) for arch in dict.fromkeys(archs)]

@@ -136,6 +136,16 @@ class TestTable:
         assert "|  | deployable | 4W4A |" in lines  # the paper has no deployable setting
         assert any("cnn-quantization" in line and "not verified" in line for line in lines)
 
+    def test_what_else_is_published_is_said_of_its_network_alone(self):
+        lines = ablation_markdown(record("resnet50")).splitlines()
+        [line] = [line for line in lines if line.startswith("Also published, in the authors' code")]
+        assert "74.20 %" in line
+        assert "vgg16" not in line
+        for arch in ("resnet18", "net"):
+            assert "Also published" not in ablation_markdown(record(arch))
+        only_deployable = record("resnet50") | {"settings": ["deployable"]}
+        assert "ublished" not in ablation_markdown(only_deployable)
+
     def test_every_published_figure_names_a_row_a_column_and_its_source(self):
         for (_, column, row), figure in PUBLISHED.items():
             assert row in ablation_recipes("paper", parse_bits(column)[0])

@@ -127,6 +127,7 @@ class TestMistakes:
         ("arguments", "named"),
         [
             (["--arch", "resnet21"], "resnet21"),
+            (["--arch", "resnet20,"], "--arch must be a list with commas"),
             (["--arch", "resnet20,resnet21"], "resnet21"),
             (["--arch", "resnet20,resnet32", "--checkpoint", "x.th"], "--checkpoint"),
             (["--bits", "w4a17"], "w4a17"),
