@@ -192,13 +192,14 @@ def _requested_site(
         seed=crc32(label(node).encode()),
     )
     if recipe.statistics != "offline":
-        quantizer = _online(node, quantizer)
+        quantizer = _online(recipe, node, quantizer)
     return _site(node, readers, kind=kind, quantizer=quantizer, observed=observed)
 
 
-def _online(node: fx.Node, quantizer: Quantizer) -> OnlineQuantizer:
+def _online(recipe: Recipe, node: fx.Node, quantizer: Quantizer) -> OnlineQuantizer:
     if not isinstance(quantizer, IntQuantizer):
-        raise InputError(f"{label(node)}: {quantizer.describe()} has no ranges; statistics online is for int types")
+        given = f"{label(node)}: {quantizer.describe()} has no ranges"
+        raise InputError(f"{given}; statistics {recipe.statistics} is for int types")
     return OnlineQuantizer(quantizer)
 
 
@@ -214,7 +215,7 @@ def _state_site(requests: Requests, node: fx.Node) -> Site:
     quantizer = NUMBER_TYPES[wanted.name](
         wanted.bits, signed=symmetric, symmetric=symmetric, clip=clip, rounding=recipe.rounding
     )
-    return replace(site, quantizer=_online(node, quantizer))
+    return replace(site, quantizer=_online(recipe, node, quantizer))
 
 
 def _domain(graph: fx.GraphModule, node: fx.Node) -> tuple[Domain, fx.Node]:
