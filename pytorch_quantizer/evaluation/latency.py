@@ -4,6 +4,7 @@ Kernels are timed in benchmarks/, sizes are in size.py.
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -90,10 +91,11 @@ def compare_latency(
 ) -> dict[str, Latency]:
     """Time forward passes of each model over `images` [N, C, H, W], in eval mode, by name.
 
-    The models take turns, one pass each a round, so that what else the machine does falls on all alike and their ratios
-    mean something. `warmup` rounds go untimed before `repeats` timed ones; None: as many as WARM and ENOUGH say, by the
-    time that a model takes on average: a hundred quick passes, three slow ones. Everything runs where `images` is; CUDA
-    is synchronised before each clock reading.
+    The models take turns, one pass each a round, in an order drawn anew each round: what else the machine does, and
+    what a model leaves in the caches, falls on all alike, so that their ratios mean something. `warmup` rounds go
+    untimed before `repeats` timed ones; None: as many as WARM and ENOUGH say, by the time that a model takes on
+    average: a hundred quick passes, three slow ones. Everything runs where `images` is; CUDA is synchronised before
+    each clock reading.
 
     threads: how many torch computes with meanwhile; None: as many as now. A model may say of itself, as attributes:
     `execution`, one of EXECUTIONS (else: 'simulated' where it has sites, as a QuantizedModel does, else the type of its
@@ -203,9 +205,11 @@ def _evaluating(models: Sequence[nn.Module]) -> Iterator[None]:
 def _rounds(models: Sequence[nn.Module], images: Tensor, rule: Rule, bar: tqdm[Any]) -> list[list[float]]:
     """Seconds of each model's pass, round after round, until the rule says that they are enough."""
     rounds: list[list[float]] = []
-    spent = 0.0  # a model, on average
+    spent, drawn = 0.0, random.Random(0)  # seconds a model, on average
     while not any(len(rounds) >= least and spent >= seconds for least, seconds in rule):
-        rounds.append([_seconds(model, images) for model in models])
+        order = drawn.sample(range(len(models)), len(models))
+        taken = {index: _seconds(models[index], images) for index in order}
+        rounds.append([taken[index] for index in range(len(models))])
         spent += sum(rounds[-1]) / len(models)
         bar.update()  # between the timings, not in them
     return rounds

@@ -32,10 +32,10 @@ class OnnxExport:
     """What was written. path: the file; its size in bytes is ``size``.
 
     label: integer; simulated: some tensor's codes are wider than integer kernels read, or have a range a channel;
-    dequantized-weights: some layer's weight has no integer type; storage: as asked. weight_types: layer → int8, uint8,
-    int16 or int4, how its weight is stored; why: how the type of 8-bit weights was chosen. simulated: tensor or layer →
-    why integer kernels don't compute it. floats: layer or tensor → why it is in float. What the runtime made of it is
-    onnx_report.operator_report's to tell.
+    dequantized-weights: some layer's weight has no integer type, or no activation is quantized; float32: nothing is;
+    storage: as asked. weight_types: layer → int8, uint8, int16 or int4, how its weight is stored; why: how the type of
+    8-bit weights was chosen. simulated: tensor or layer → why integer kernels don't compute it. floats: layer or tensor
+    → why it is in float. What the runtime made of it is onnx_report.operator_report's to tell.
     """
 
     path: Path
@@ -76,7 +76,7 @@ def export_onnx(
     form = export_form(_on_cpu(model), weight_type, exact=exact)
     traced = _traced(form, example.detach().cpu()).model
     nodes, sites = name_nodes(traced, form), name_codes(traced, form)
-    label = _label(form, storage)
+    label = _label(model, form, storage)
     reason = why(weight_type, {*form.weights.values()}, exact=exact)
     if storage:
         form.weights |= pack_weights(traced, form)
@@ -87,10 +87,15 @@ def export_onnx(
     return OnnxExport(Path(path), len(data), label, reason, form.weights, form.simulated, floats)
 
 
-def _label(form: ExportForm, storage: bool) -> str:
-    if storage or form.simulated:
-        return "storage" if storage else "simulated"
-    return "dequantized-weights" if form.floats else "integer"
+def _label(model: QuantizedModel, form: ExportForm, storage: bool) -> str:
+    activations = any(site.is_activation and site.quantizer is not None for site in model.sites)
+    if storage:
+        return "storage"
+    if not form.weights and not form.floats:
+        return "simulated" if activations else "float32"
+    if form.simulated:
+        return "simulated"
+    return "dequantized-weights" if form.floats or not activations else "integer"
 
 
 def _check_model(model: Any, example: Any) -> None:

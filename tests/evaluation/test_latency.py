@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from pytorch_quantizer import Recipe, quantize
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import compare_latency, latency, latency_by_batch, measure_latency
+from pytorch_quantizer.export.onnx import export_onnx
+from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 
 
 class Counting(nn.Module):
@@ -161,14 +164,24 @@ class TestComparing:
     def test_models_take_turns(self):
         log = []
         models = {name: Counting(name, log) for name in "abc"}
-        measured = compare_latency(models, image(), warmup=1, repeats=2)
-        assert log == [*"abc"] * 3
+        measured = compare_latency(models, image(), warmup=1, repeats=20)
+        rounds = ["".join(log[i : i + 3]) for i in range(0, 63, 3)]
+        assert all(sorted(turn) == [*"abc"] for turn in rounds)
+        assert len(set(rounds[1:])) == 6, "every order comes up"
         assert list(measured) == [*"abc"]
-        assert all(entry.repeats == 2 for entry in measured.values())
+        assert all(entry.repeats == 20 for entry in measured.values())
 
-    def test_each_has_its_own_times(self, clock):
-        clock(0.001, 0.01, 0.003, 0.03, 0.002, 0.02)
-        measured = compare_latency({"a": Counting(), "b": Counting(sites=())}, image(), warmup=0, repeats=3)
+    def test_each_has_its_own_times(self, monkeypatch):
+        now = [0.0]
+
+        class Taking(nn.Module):
+            def forward(self, x):
+                now[0] += self.seconds.pop(0)
+
+        models = {"a": Taking(), "b": Taking()}
+        models["a"].seconds, models["b"].seconds, models["b"].sites = [0.001, 0.003, 0.002], [0.01, 0.03, 0.02], ()
+        monkeypatch.setattr(latency.time, "perf_counter", lambda: now[0])
+        measured = compare_latency(models, image(), warmup=0, repeats=3)
         assert [entry.median_ms for entry in measured.values()] == pytest.approx([2.0, 20.0])
         assert [entry.label for entry in measured.values()] == ["float32", "simulated"]
 
@@ -200,3 +213,31 @@ class TestBatches:
     def test_sizes_that_are_not_there(self, size):
         with pytest.raises(InputError, match=f"a batch of {size} can't be taken from 6 images"):
             latency_by_batch({"a": Counting()}, image(6), (1, size))
+
+
+class TestExported:
+    """What an ONNX file is, and what is reported with its times, is decided when it is written."""
+
+    FLOAT = dict.fromkeys(("weights", "activations", "first", "last", "bias"), "float32") | {"deployable": False}
+
+    @pytest.mark.parametrize(
+        ("fields", "options", "label"),
+        [
+            ({"weights": "int8"}, {}, "integer"),
+            ({"weights": "int4", "last": "int4"}, {"storage": True}, "dequantized-weights"),
+            (FLOAT, {}, "float32"),
+            (FLOAT | {"overrides": [{"layers": "*", "weights": "int8"}]}, {}, "dequantized-weights"),
+            (FLOAT | {"overrides": [{"layers": "*", "activations": "int8"}]}, {}, "simulated"),
+            ({"activations": "int16"}, {}, "simulated"),
+        ],
+    )
+    def test_says_how_it_runs(self, fields, options, label, tmp_path):
+        onnxruntime = pytest.importorskip("onnxruntime")
+        net, x = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 2)).eval(), torch.randn(2, 3, 4, 4)
+        export_onnx(quantize(net, Recipe(**fields), [x], progress=False), tmp_path / "m.onnx", x, **options)
+        model = OnnxRuntimeModel(tmp_path / "m.onnx", threads=1)
+        measured = measure_latency(model, x, repeats=1, threads=1)
+        assert (measured.label, measured.runtime) == (label, f"ONNX Runtime {onnxruntime.__version__}")
+        assert measured.threads == 1
+        with pytest.raises(InputError, match="measured on 2 threads, but model on 1"):
+            measure_latency(model, x, threads=2)
