@@ -166,19 +166,23 @@ def compare(
     batches: images [N, …], or (images, labels), of which top-1 is told. However large the batches, so few images at
     once are compared that what is known of them fits in MEMORY. onnxruntime: the exported model to compare; None: the
     model is exported for the occasion where it can be, else ``left_out`` says why it wasn't; True: it must be; False:
-    it isn't.
+    it isn't. The model runs in eval mode and is left in the mode it came in.
     Raises InputError where there are no images, where outputs are no logits [N, classes] or not finite, as IntegerModel
     does for what integer kernels can't run, and as export_onnx does where the export is asked for.
     """
-    with TemporaryDirectory() as folder:
+    bar = tqdm(desc="compare", unit="image", total=_count(batches), delay=1, disable=not progress, leave=False)
+    with bar, TemporaryDirectory() as folder:
         comparing = _Comparing(model, onnxruntime, Path(folder) / "model.onnx")
-        total = _count(batches)
-        with tqdm(desc="compare", unit="image", total=total, delay=1, disable=not progress, leave=False) as bar:
+        training = model.training
+        try:
+            model.eval()
             for batch in batches:
                 for images, labels in comparing.pieces(*_images_and_labels(batch)):
                     comparing.see(images, labels)
                     bar.update(len(images))
-        return comparing.result()
+            return comparing.result()
+        finally:
+            model.train(training)
 
 
 def run_comparison(config: InferenceConfig, recipe: Recipe) -> tuple[Comparison, dict[str, Any], QuantizedModel]:
@@ -311,20 +315,24 @@ class _Comparing:
         for (model, beside), tensors in self.tallies.items():
             found = next((found for found in tensors.values() if found.differing), None)
             if found is not None and ALONE not in (model, beside):
-                position, why = order.index(found.name) + 1, self._why(found, model)
+                position, why = order.index(found.name) + 1, self._why(found, model, beside)
                 yield Difference(model, beside, found.name, position, found.places, **_counts(found), why=why)
 
-    def _why(self, agreement: TensorAgreement, model: str = INTEGER) -> str:
+    def _why(self, agreement: TensorAgreement, model: str = ALONE, beside: str = SIMULATED) -> str:
+        """What makes the codes differ of a tensor that both models compute from the same."""
+        same_as_integers = model == ONNXRUNTIME and not self.tallies[ONNXRUNTIME, ALONE][agreement.name].differing
         found = [agreement.why]
         if agreement.why not in (SAME, TIES):
             found = [*faults(self.model, agreement.name, self.probe), *found]
-        if self.runtime is None or model != ONNXRUNTIME:
-            return "; ".join(found)
-        if not self.tallies[ONNXRUNTIME, ALONE][agreement.name].differing:
-            return "; ".join([*found, "the integer reference has the same codes there"])
-        if agreement.why != TIES and not adds_exactly():
-            found = [*saturating(self.model, agreement.name, self.runtime.content["weights"]), *found]
+            if model == ONNXRUNTIME and not same_as_integers:
+                found = [*self._saturating(agreement.name), *found]
+        if beside == SIMULATED and same_as_integers:
+            found.append("the integer reference has the same codes there")
         return "; ".join(found)
+
+    def _saturating(self, name: str) -> list[str]:
+        types = None if self.runtime is None else self.runtime.content["weights"]
+        return [] if types is None or adds_exactly() else saturating(self.model, name, types)
 
     def _logits_why(self, alone: Tensor, simulated: Tensor) -> str:
         apart, largest = float((alone - simulated).abs().max()), float(simulated.abs().max())
