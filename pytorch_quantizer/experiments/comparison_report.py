@@ -34,7 +34,7 @@ def comparison_text(comparison: Comparison) -> str:
         parts.append(f"computed in float by the integer reference too: {', '.join(comparison.floats)}")
     if comparison.exported is not None:
         exported = comparison.exported
-        parts.append(f"\nONNX file: {exported.label}; weights {exported.weight_type}\n{exported.operators}")
+        parts.append(f"\nONNX file: {exported.label}; weights: {exported.weight_type}\n{exported.operators}")
     return "\n".join(parts)
 
 
