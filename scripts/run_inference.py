@@ -14,6 +14,9 @@ and layers.html (the same as a picture) into the output folder.
       DIR holds val/<wnid>/*.JPEG (or the wnid folders themselves), so it is ImageNet: --dataset is needed only where
       the folder doesn't say; torchvision's weights unless --checkpoint is given
 
+  python scripts/run_inference.py --recipe w8a8 --save digits.safetensors --export-onnx digits.onnx
+      and the quantized model as files to take along: packed, and to run in integers
+
 Settings come from --recipe (a shipped recipe's name or a YAML file); flags of its single fields win over it.
 The simulated model computes in floating point on the quantization grid: its latency says nothing of integer hardware.
 """
@@ -27,6 +30,7 @@ import jsonargparse
 
 from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
 from pytorch_quantizer.experiments.inference import InferenceConfig, resolved, run_inference
+from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.report import result_table, write_report
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
 
@@ -40,10 +44,12 @@ MEANING = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the flags, run the job, print the table, write the report."""
+    """Read the flags, run the job, print the table, write the report and the files that were asked for."""
     flags = vars(parser().parse_args(arguments))
     asked = InferenceConfig(**{field.name: flags[field.name] for field in fields(InferenceConfig)})
     recipe, config = recipe_from(flags), resolved(asked)
+    files = ModelFiles(save=flags["save"], export_onnx=flags["export_onnx"])
+    files.check()
     if asked.dataset is None and asked.data is not None:
         print(f"{asked.data} holds {MEANING[config.dataset]}: --dataset {config.dataset}")
     folder = config.output or Path("results") / f"{config.dataset}_{config.arch}_{recipe.name}"
@@ -53,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         print(result.model.summary(), end="\n\n")
     print(result_table(result.record))
     _print_notes(result.record, folder)
+    for line in files.write(result.model, result.images):
+        print(line)
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -69,6 +77,7 @@ def parser() -> jsonargparse.ArgumentParser:
         "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
     )
     add_flags(made, InferenceConfig, "what to run")
+    add_flags(made, ModelFiles, "the quantized model as files")
     made.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(list_recipes())}, or a YAML file")
     add_flags(made, Recipe, "single fields of the recipe (default: as the recipe says)", optional=True)
     return made

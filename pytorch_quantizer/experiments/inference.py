@@ -84,11 +84,15 @@ class ResolvedConfig(InferenceConfig):
 
 @dataclass(frozen=True)
 class InferenceResult:
-    """What came out. record: result.json's content. layers: layers.csv's. model: the simulated model."""
+    """What came out. record: result.json's content. layers: layers.csv's. model: the simulated model.
+
+    images: [N, C, H, W], the larger of the batches that were timed.
+    """
 
     record: dict[str, Any]
     layers: pd.DataFrame
     model: QuantizedModel
+    images: Tensor
 
 
 def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
@@ -129,7 +133,7 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
     }
     measured = images[:LAYER_IMAGES]
     record["layers"] = {"samples": len(measured), "split": source}
-    return InferenceResult(record, layer_table(quantized, model, measured), quantized)
+    return InferenceResult(record, layer_table(quantized, model, measured), quantized, images[:LATENCY_IMAGES])
 
 
 def resolved(config: InferenceConfig) -> ResolvedConfig:
@@ -176,8 +180,8 @@ def load_model(config: ResolvedConfig, images: ImageDataset) -> nn.Module:
 def _both(model: nn.Module, quantized: QuantizedModel, evaluation: Evaluation, images: Tensor) -> dict[str, Any]:
     """The entries fp32 and quantized of the record."""
     assert evaluation.reference is not None
-    sizes = sorted({1, min(LATENCY_IMAGES, len(images))})
-    latencies = latency_by_batch({"fp32": model, "quantized": quantized}, images, sizes)
+    timed = images[:LATENCY_IMAGES]
+    latencies = latency_by_batch({"fp32": model, "quantized": quantized}, timed, sorted({1, len(timed)}))
     return {
         "fp32": _measures(model, evaluation.reference, latencies["fp32"]),
         "quantized": _measures(quantized, evaluation, latencies["quantized"]) | {"agreement": evaluation.agreement},

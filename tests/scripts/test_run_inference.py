@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pandas as pd
@@ -11,16 +13,22 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from script_runs import failing_line, load_script
 
-from pytorch_quantizer.models import bundled_checkpoint
+from pytorch_quantizer import evaluate, load, quantize
+from pytorch_quantizer.data import load_dataset, make_loader
+from pytorch_quantizer.experiments.model_files import ModelFiles
+from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
+from pytorch_quantizer.models import bundled_checkpoint, create_model
 from pytorch_quantizer.quantization.recipe import Recipe
 
 SCRIPT = load_script("run_inference")
+ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
-    SCRIPT.main(["--output", str(folder), "--calibration-samples", "256", "--device", "cpu"])
+    files = ["--save", str(folder / "m.safetensors"), "--export-onnx", str(folder / "m.onnx")] if ONNX else []
+    SCRIPT.main(["--output", str(folder), "--calibration-samples", "256", "--device", "cpu", *files])
     return folder
 
 
@@ -78,6 +86,43 @@ class TestTheEmbeddedJob:
         page = (written / "layers.html").read_text()
         assert "<script" in page
         assert not re.search(r"<(script|link|img)[^>]+(src|href)=", page)
+
+
+@pytest.mark.skipif(not ONNX, reason="needs the extra [onnx]")
+class TestModelFiles:
+    def test_hold_the_model_that_was_evaluated(self, written):
+        result = json.loads((written / "result.json").read_text())
+        assert (written / "m.safetensors").stat().st_size == result["quantized"]["size_bytes"]
+        loader = make_loader(load_dataset("digits"), 128)
+        exported = OnnxRuntimeModel(written / "m.onnx", threads=1)
+        found = evaluate(exported, loader, reference=load(written / "m.safetensors"), progress=False)
+        assert found.reference.top1 == result["quantized"]["top1"]
+        assert found.agreement >= 0.995
+
+    def test_what_was_written_and_how_it_runs_is_told(self, tmp_path):
+        images = torch.randn(3, 3, 8, 8)
+        model = quantize(create_model("resnet20"), "w8a8", images, progress=False)
+        lines = ModelFiles(save=tmp_path / "m", export_onnx=tmp_path / "n").write(model, images)
+        size = (tmp_path / "m").stat().st_size
+        assert lines[0] == f"{tmp_path / 'm'}: {size:,} bytes, packed checkpoint"
+        assert lines[1].startswith(f"{tmp_path / 'n'}: ")
+        assert "convolution: 19 of 19 in integers" in lines[2]
+        assert [re.sub("^.* ms for ", "", line).split(" (")[0] for line in lines[3:]] == ["1 image", "3 images"]
+        assert all("integer, ONNX Runtime" in line for line in lines[3:])
+
+    def test_none_are_written_unasked(self):
+        assert ModelFiles().write(None, None) == []
+
+    @pytest.mark.parametrize("flag", ["--save", "--export-onnx"])
+    def test_a_path_that_cannot_be_written_is_noticed_before_the_work(self, flag, capsys, tmp_path, monkeypatch):
+        (tmp_path / "file").write_text("in the way")
+        monkeypatch.setattr(SCRIPT, "run_inference", lambda *_: pytest.fail("work was done"))
+        assert str(tmp_path / "file" / "m") in failing_line(SCRIPT, capsys, flag, tmp_path / "file" / "m")
+
+    def test_a_missing_package_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "onnxruntime", None)
+        monkeypatch.setattr(SCRIPT, "run_inference", lambda *_: pytest.fail("work was done"))
+        assert "onnxruntime is missing" in failing_line(SCRIPT, capsys, "--export-onnx", tmp_path / "m.onnx")
 
 
 def recipe_of(*arguments):

@@ -1,0 +1,51 @@
+"""The model of a run as files to take along: its packed checkpoint, and ONNX with how fast ONNX Runtime runs it.
+The report of the run itself is report.py's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from pytorch_quantizer.atomic import require_writable
+from pytorch_quantizer.evaluation import latency_by_batch
+from pytorch_quantizer.export.checkpoint import save
+from pytorch_quantizer.export.onnx import NEEDED, export_onnx
+from pytorch_quantizer.export.onnx_packages import package
+from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_report
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """Which files to write, None for none; each field's ``metadata["help"]`` is its flag's help."""
+
+    save: Path | None = field(default=None, metadata={"help": "write the quantized model there: pq.load reads it"})
+    export_onnx: Path | None = field(
+        default=None, metadata={"help": "write it as ONNX there, and time what ONNX Runtime makes of it"}
+    )
+
+    def check(self) -> None:
+        """Raise InputError now where ``write`` would after the work: a path can't be written, a package is missing."""
+        for path in (self.save, self.export_onnx):
+            if path is not None:
+                require_writable(path)
+        if self.export_onnx is not None:
+            for name in (*NEEDED, "onnxruntime"):
+                package(name)
+
+    def write(self, model: QuantizedModel, images: Tensor) -> list[str]:
+        """Write them; lines for people. images: [N, C, H, W], an example, and what is timed: one of them, and all."""
+        lines = []
+        if self.save is not None:
+            save(model, self.save)
+            lines.append(f"{self.save}: {self.save.stat().st_size:,} bytes, packed checkpoint")
+        if self.export_onnx is not None:
+            lines.append(str(export_onnx(model, self.export_onnx, images)))
+            lines.append(str(operator_report(self.export_onnx)))
+            running = {"ONNX": OnnxRuntimeModel(self.export_onnx)}
+            timed = latency_by_batch(running, images.cpu(), sorted({1, len(images)}))
+            lines += [str(latency) for latency in timed["ONNX"]]
+        return lines
