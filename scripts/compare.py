@@ -27,6 +27,7 @@ from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
 from pytorch_quantizer.experiments.comparison import FILE, run_comparison
 from pytorch_quantizer.experiments.comparison_report import comparison_text, write_comparison
 from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
+from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
 
 
@@ -48,15 +49,18 @@ def main(arguments: list[str] | None = None) -> None:
     config = resolved(Config(**{entry.name: flags[entry.name] for entry in fields(Config)}))
     recipe = recipe_from(flags)
     folder = config.output or Path("results") / f"compare_{config.dataset}_{config.arch}_{recipe.name}"
-    comparison, record, model = run_comparison(replace(config, output=folder), recipe)
-    write_comparison(comparison, record, folder)
+    files = ModelFiles(save=flags["save"], export_onnx=flags["export_onnx"])
+    files.check()
+    result = run_comparison(replace(config, output=folder), recipe)
+    write_comparison(result.comparison, result.record, folder)
     if flags["summary"]:
-        print(model.summary(), end="\n\n")
-    print(f"{config.arch} on {config.dataset}: recipe {recipe.name}, {comparison.images} images\n")
-    print(comparison_text(comparison))
-    if record["skipped_images"]:
-        print(f"{len(record['skipped_images'])} images could not be decoded and were skipped; {FILE} lists them")
-    print(f"wrote {folder / FILE}")
+        print(result.model.summary(), end="\n\n")
+    print(f"{config.arch} on {config.dataset}: recipe {recipe.name}, {result.comparison.images} images\n")
+    print(comparison_text(result.comparison))
+    skipped = len(result.record["skipped_images"])
+    if skipped:
+        print(f"{skipped} images could not be decoded and were skipped; {FILE} lists them")
+    print(f"wrote {folder / FILE}", *files.write(result.model, result.images), sep="\n")
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -73,6 +77,7 @@ def parser() -> jsonargparse.ArgumentParser:
         "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
     )
     add_flags(made, Config, "what to run")
+    add_flags(made, ModelFiles, "the quantized model as files")
     made.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(list_recipes())}, or a YAML file")
     add_flags(made, Recipe, "single fields of the recipe (default: as the recipe says)", optional=True)
     return made

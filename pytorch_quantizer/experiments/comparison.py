@@ -19,7 +19,7 @@ from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.inference import LATENCY_IMAGES, InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.export.agreement import SAME, TIES, TensorAgreement, simulated_codes
 from pytorch_quantizer.export.faults import faults, saturating
 from pytorch_quantizer.export.integer import IntegerModel, Step, Trace
@@ -154,6 +154,19 @@ class Comparison:
         }
 
 
+@dataclass(frozen=True)
+class ComparisonResult:
+    """What came out. record: what it was seen on, for compare.json. model: the simulated model.
+
+    images: [N, C, H, W], an example of those that ranges come from.
+    """
+
+    comparison: Comparison
+    record: dict[str, Any]
+    model: QuantizedModel
+    images: Tensor
+
+
 def compare(
     model: QuantizedModel,
     batches: Iterable[Any],
@@ -185,8 +198,8 @@ def compare(
             model.train(training)
 
 
-def run_comparison(config: InferenceConfig, recipe: Recipe) -> tuple[Comparison, dict[str, Any], QuantizedModel]:
-    """Quantize as run_inference does and compare: (what was seen, what it was seen on, the simulated model).
+def run_comparison(config: InferenceConfig, recipe: Recipe) -> ComparisonResult:
+    """Quantize as run_inference does, and compare.
 
     Raises InputError for whatever in ``config`` or ``recipe`` can't be carried out, or not in integers. Nothing is
     written; but an output folder that can't be written to is noticed before the work, not after it.
@@ -213,7 +226,7 @@ def run_comparison(config: InferenceConfig, recipe: Recipe) -> tuple[Comparison,
         "skipped_images": list(dict.fromkeys([*test.skipped, *calibration.skipped])),
         **provenance(device, "onnx", "onnxruntime"),
     }
-    return comparison, record, quantized
+    return ComparisonResult(comparison, record, quantized, next(iter(drawn))[0][:LATENCY_IMAGES])
 
 
 class _Comparing:

@@ -1,9 +1,13 @@
 """scripts/compare.py: writes what it promises and names the first difference; its flags are run_inference.py's."""
 
+import contextlib
+import io
 import json
 
 import pytest
 from script_runs import failing_line, load_script
+
+import pytorch_quantizer as pq
 
 SCRIPT = load_script("compare")
 
@@ -11,15 +15,11 @@ SCRIPT = load_script("compare")
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     """(folder, what was printed) of the embedded job on a few images."""
-    folder, capture = tmp_path_factory.mktemp("compare"), pytest.MonkeyPatch()
-    lines = []
-    capture.setattr("builtins.print", lambda *parts, **_: lines.append(" ".join(map(str, parts))))
+    folder, printed = tmp_path_factory.mktemp("compare"), io.StringIO()
     few = ["--recipe", "w8a8", "--limit", "20", "--calibration-samples", "64", "--device", "cpu"]
-    try:
-        SCRIPT.main([*few, "--output", str(folder)])
-    finally:
-        capture.undo()
-    return folder, "\n".join(lines)
+    with contextlib.redirect_stdout(printed):
+        SCRIPT.main([*few, "--output", str(folder), "--save", str(folder / "model.safetensors")])
+    return folder, printed.getvalue()
 
 
 class TestTheEmbeddedJob:
@@ -59,7 +59,10 @@ class TestTheEmbeddedJob:
         assert "resnet20 on digits: recipe w8a8, 20 images" in text
         assert "each tensor in integers, from the simulation's codes of its inputs: " in text
         assert "integer reference against simulation: " in text
-        assert text.endswith(f"wrote {folder / 'compare.json'}")
+        assert f"wrote {folder / 'compare.json'}\n" in text
+
+    def test_the_model_that_was_compared_is_written(self, job):
+        assert pq.load(job[0] / "model.safetensors").recipe.name == "w8a8"
 
 
 def test_the_flags_are_run_inferences():
@@ -97,9 +100,12 @@ class TestMistakes:
         assert named in failing_line(SCRIPT, capsys, *few, *arguments)
         assert not list(tmp_path.rglob("compare.json"))
 
-    def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
+    @pytest.mark.parametrize("flag", ["--output", "--save", "--export-onnx"])
+    def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch, flag):
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setattr(
             "pytorch_quantizer.experiments.comparison.quantize", lambda *_, **__: pytest.fail("work was done")
         )
-        assert str(tmp_path / "file") in failing_line(SCRIPT, capsys, "--output", tmp_path / "file")
+        monkeypatch.chdir(tmp_path)
+        path = tmp_path / "file" if flag == "--output" else tmp_path / "file" / "model"
+        assert str(tmp_path / "file") in failing_line(SCRIPT, capsys, flag, path)
