@@ -177,7 +177,8 @@ def _without_ends(counts: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Te
     masses = counts.gather(1, ends)
     masses[:, 1] *= ends[:, 1] != ends[:, 0]  # one bin alone is one point
     left = ends.double() - bins // 2
-    points = (torch.maximum(left, low[:, None]) + torch.minimum(left + 1, high[:, None])) / 2
+    low, high = low[:, None], high[:, None]
+    points = (torch.minimum(torch.maximum(left, low), high) + torch.minimum(left + 1, high)) / 2
     return torch.where(masses > 0, points, 0.0), masses, counts.scatter(1, ends, 0.0)
 
 

@@ -90,15 +90,16 @@ class Histogram:
         return torch.zeros_like(self.counts).scatter_add_(-1, target, self.counts)
 
     def rectified(self, upper: float | None = None) -> Histogram:
-        """That of clamp(x, 0, upper): negative values become zeros, those above ``upper`` fall in the bin it lies in.
+        """That of clamp(x, 0, upper): negative values become zeros, those of bins above ``upper`` fall in one bin.
 
-        Where that bin begins at ``upper``, as it does for 6 whenever bins are at most 2 wide, its values are ``upper``.
+        That is the one which begins at ``upper``, as for 6 whenever bins are at most 2 wide, or else the next: what
+        ends at ``upper`` takes its values for it (HistogramValues does).
         """
         half = self.bins // 2
         counts, zeros = self.counts.clone(), self.zeros + self.counts[..., :half].sum(-1)
         counts[..., :half] = 0
         if upper is not None:
-            last = torch.floor(upper / self.width).clamp(max=half - 1).long()[..., None] + half
+            last = torch.ceil(upper / self.width).clamp(max=half - 1).long()[..., None] + half
             above = torch.arange(self.bins, device=counts.device) > last
             counts = torch.where(above, 0, counts).scatter_add(-1, last, (counts * above).sum(-1, keepdim=True))
         return Histogram(counts, zeros, self.exponent)

@@ -464,6 +464,15 @@ class TestAcrossBatches:
         assert (lo, hi) == expected
         assert choose_range(both, method="minmax", grid=affine(4), domain=domain) == (0, upper or 100)
 
+    @pytest.mark.parametrize("method", ["mse", "lp", "lp:1", "kl", "percentile:99", "auto:exact"])
+    @pytest.mark.parametrize("largest", [1e3, 5e3, 1e5])
+    def test_a_ceiling_is_no_less_where_bins_are_wider_than_it(self, method, largest):
+        """Half of a ReLU6's outputs are 6, though its inputs' histogram has no such bin."""
+        x = samples("gaussian") / samples("gaussian").abs().max() * largest
+        lo, hi = choose_range(measured(x), method=method, grid=affine(4), domain=Domain("rectified", 6.0))
+        assert lo == 0
+        assert 5.99 <= hi <= 6
+
     @pytest.mark.parametrize("method", CLIPPINGS)
     @pytest.mark.parametrize("domain", [REAL, RECTIFIED])
     def test_every_method_stays_inside_the_means(self, method, domain):

@@ -163,8 +163,10 @@ class TestHistograms:
         ours = self.values(x).error(Grids.of(grid, 1)).item()
         assert ours == pytest.approx(measured(x, grid), rel=1e-5, abs=1e-12 * value**2)
 
-    def test_of_a_ceiling_are_exact(self):
-        x = torch.full((1000,), 9.0)
+    @pytest.mark.parametrize("above", [9.0, 9e3, 9e5])
+    def test_of_a_ceiling_are_exact(self, above):
+        """Also where bins are wider than it, so that none begins there."""
+        x = torch.full((1000,), above)
         x[0] = -1.0
         values = HistogramValues(Histogram.from_tensor(x).rectified(6.0), torch.tensor(0.0), torch.tensor(6.0))
         for hi in (6.0, 5.0, 3.0):

@@ -148,7 +148,7 @@ class TestRectified:
         assert ours.zeros.item() == direct.zeros.item() == (x <= 0).sum().item()
         assert torch.equal(ours.counts, direct._coarsened(h.exponent))
 
-    @pytest.mark.parametrize("scale", [0.01, 1.0, 3.0, 100.0, 2000.0])
+    @pytest.mark.parametrize("scale", [0.01, 1.0, 3.0, 100.0, 400.0])
     @pytest.mark.parametrize("axis", [None, 1])
     def test_what_lies_above_the_ceiling_falls_in_the_bin_that_begins_there(self, scale, axis):
         x = randn(1000, 4) * scale
@@ -156,6 +156,13 @@ class TestRectified:
         ours = h.rectified(6.0)
         assert torch.equal(ours.counts, clamped._coarsened(h.exponent))
         assert torch.equal(ours.zeros, clamped.zeros)
+
+    def test_where_no_bin_begins_there_it_falls_in_the_next(self):
+        h = Histogram.from_tensor(torch.tensor([-3.0, 1.0, 7.0, 9.0, 40.0, 5000.0])).rectified(6.0)
+        half = h.bins // 2
+        assert h.width == 8
+        assert h.zeros == 1
+        assert h.counts[half:].tolist() == [2, 3, *[0] * (half - 2)]
 
     def test_leaves_the_original_alone(self):
         h = Histogram.from_tensor(randn(100))
