@@ -24,6 +24,8 @@ from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.graph.operations import label, layer_nodes, tensor_inputs
 from pytorch_quantizer.graph.place import producers
 from pytorch_quantizer.models import create_model, default_preprocessing, list_models
+from pytorch_quantizer.models.cifar_resnet import DEPTHS
+from pytorch_quantizer.models.mlp import HIDDEN
 
 RESULTS = Path(__file__).parent / "results" / "torchvision_coverage.json"
 TABLE = Path(__file__).parent / "results" / "torchvision_coverage.md"
@@ -48,13 +50,13 @@ def main() -> None:
 
 
 def torchvision_models() -> list[str]:
-    """All but the CIFAR ResNets."""
-    return [name for name in list_models() if default_preprocessing(name, "imagenet").crop != 32]
+    """All but the networks for small images."""
+    return [name for name in list_models() if name not in (*DEPTHS, *HIDDEN)]
 
 
-def measure_apart(name: str) -> dict[str, Any]:
-    """One model in a process of its own; a crash or a kill is the row's error."""
-    done = subprocess.run([sys.executable, __file__, "--one", name], capture_output=True, text=True)
+def measure_apart(name: str, script: str = __file__) -> dict[str, Any]:
+    """One model in a process of its own, by a script's --one; a crash or a kill is the row's error."""
+    done = subprocess.run([sys.executable, script, "--one", name], capture_output=True, text=True)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
     last = done.stderr.strip().splitlines()[-1:] or ["killed"]

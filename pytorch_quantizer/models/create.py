@@ -1,5 +1,5 @@
-"""Models by name: the CIFAR ResNets and every torchvision classification model, and how each wants its images.
-What a network looks like inside is cifar_resnet.py's and torchvision's; reading weights is checkpoint.py's.
+"""Models by name: the CIFAR ResNets, an MLP and every torchvision classification model, and how each wants its images.
+What a network looks like inside is cifar_resnet.py's, mlp.py's and torchvision's; reading weights is checkpoint.py's.
 """
 
 import difflib
@@ -16,6 +16,7 @@ from pytorch_quantizer.data import DATASETS, Preprocessing
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.models.checkpoint import load_checkpoint, load_state
 from pytorch_quantizer.models.cifar_resnet import DEPTHS, CifarResNet
+from pytorch_quantizer.models.mlp import HIDDEN, MLP, SIDE
 
 IMAGENET_CLASSES = 1000
 STANDARD = Preprocessing(resize=256, crop=224)
@@ -26,8 +27,8 @@ WITH_AUXILIARY = ("googlenet", "inception_v3")
 
 
 def list_models() -> list[str]:
-    """List the names that create_model knows: CIFAR ResNets first, then torchvision's classification models."""
-    return [*DEPTHS, *_torchvision_models()]
+    """List the names that create_model knows: CIFAR ResNets, the MLP, then torchvision's classification models."""
+    return [*DEPTHS, *HIDDEN, *_torchvision_models()]
 
 
 def create_model(
@@ -40,7 +41,7 @@ def create_model(
 ) -> nn.Module:
     """Build a model in eval mode, with random weights unless `checkpoint` or `pretrained` says otherwise.
 
-    `num_classes` None: 10 for CIFAR ResNets, 1,000 for torchvision's. `pretrained` downloads torchvision's own weights
+    `num_classes` None: 10 for networks for small images, 1,000 for torchvision's. `pretrained` downloads their weights
     (PREFERRED_WEIGHTS) through torch hub's cache. GoogLeNet and Inception come without auxiliary classifiers.
     Raises InputError for an unknown arch, weights that don't fit or can't be had.
     """
@@ -51,8 +52,11 @@ def create_model(
     _known(arch)
     if pretrained:
         _check_published(arch, num_classes, in_channels)
+    small_classes = 10 if num_classes is None else num_classes
     if arch in DEPTHS:
-        model: nn.Module = CifarResNet(DEPTHS[arch], 10 if num_classes is None else num_classes, in_channels)
+        model: nn.Module = CifarResNet(DEPTHS[arch], small_classes, in_channels)
+    elif arch in HIDDEN:
+        model = MLP(HIDDEN[arch], small_classes, in_channels)
     else:
         published = pretrained or checkpoint is not None
         model = _torchvision_model(arch, num_classes, in_channels, published=published)
@@ -67,22 +71,28 @@ def default_preprocessing(arch: str, dataset_name: str, image_size: int | None =
     """How `arch` wants the images of a data set; `image_size`: brought to a square of so many pixels instead.
 
     ImageNet and folders: resize, crop and interpolation of the weights that `pretrained` would load. CIFAR ResNets
-    read small images at their own size (photographs at 32 pixels); torchvision's models get small images enlarged.
+    read small images at their own size (photographs at 32 pixels); torchvision's models get small images enlarged, the
+    MLP all at 28 pixels. Raises InputError for an unknown arch or data set, and for another size of the MLP's images.
     """
     _known(arch)
     if dataset_name not in DATASETS:
         raise InputError(f"unknown data set {dataset_name!r}: choose one of {', '.join(DATASETS)}")
+    if arch in HIDDEN and image_size not in (None, SIDE):
+        raise InputError(f"{arch} reads images of {SIDE} pixels, asked for {image_size}: leave the size out")
     usual = _usual_preprocessing(arch, dataset_name)
     return usual if image_size is None else replace(usual, resize=image_size, crop=image_size)
 
 
 def _usual_preprocessing(arch: str, dataset_name: str) -> Preprocessing:
+    if dataset_name in PHOTOGRAPHS and arch in (*DEPTHS, *HIDDEN):
+        side = SIDE if arch in HIDDEN else 32
+        return Preprocessing(resize=side, crop=side)
     if dataset_name in PHOTOGRAPHS:
-        return Preprocessing(resize=32, crop=32) if arch in DEPTHS else _published_preprocessing(arch)
+        return _published_preprocessing(arch)
     own: Preprocessing = DATASETS[dataset_name].PREPROCESSING
     if arch in DEPTHS:
         return own
-    size = _published_preprocessing(arch).crop
+    size = SIDE if arch in HIDDEN else _published_preprocessing(arch).crop
     return Preprocessing(resize=size, crop=size, mean=own.mean, std=own.std)
 
 
@@ -102,7 +112,7 @@ def _known(arch: str) -> str:
 
 
 def _check_published(arch: str, num_classes: int | None, in_channels: int) -> None:
-    if arch in DEPTHS:
+    if arch in (*DEPTHS, *HIDDEN):
         raise InputError(f"torchvision has no weights for {arch}: pass --checkpoint FILE")
     if num_classes not in (None, IMAGENET_CLASSES) or in_channels != 3:
         raise InputError(

@@ -16,8 +16,8 @@ DOWNLOAD = "torchvision.models._api.load_state_dict_from_url"
 class TestNames:
     def test_all_of_torchvisions_classification_models_and_no_quantized_one(self):
         names = list_models()
-        assert {"resnet20", "resnet110", "resnet50", "vgg16_bn", "vit_b_16", "swin_t"} <= set(names)
-        assert len(names) == len(set(names)) == 5 + len(torchvision.models.list_models(module=torchvision.models))
+        assert {"resnet20", "resnet110", "mlp", "resnet50", "vgg16_bn", "vit_b_16", "swin_t"} <= set(names)
+        assert len(names) == len(set(names)) == 6 + len(torchvision.models.list_models(module=torchvision.models))
         assert not [name for name in names if name.startswith("quantized")]
 
     def test_an_unknown_arch_is_answered_with_close_names(self):
@@ -92,6 +92,7 @@ class TestPretrained:
         ("arguments", "said"),
         [
             ({"arch": "resnet20"}, "torchvision has no weights for resnet20: pass --checkpoint FILE"),
+            ({"arch": "mlp"}, "torchvision has no weights for mlp"),
             ({"arch": "resnet18", "num_classes": 10}, "know 1,000 classes, asked for 3 and 10"),
             ({"arch": "resnet18", "in_channels": 1}, "read 3 channels"),
             ({"arch": "resnet18", "checkpoint": "x.pth"}, "not from both"),
@@ -113,6 +114,13 @@ class TestPreprocessing:
         assert default_preprocessing("resnet20", "cifar10") == Preprocessing()
         assert default_preprocessing("resnet20", "digits").mean == (0.305,)
         assert default_preprocessing("resnet20", "folder") == Preprocessing(resize=32, crop=32)
+
+    def test_the_mlp_reads_28_pixels_whatever_the_data_set(self):
+        for dataset in ("digits", "mnist", "cifar10", "imagenet", "folder"):
+            assert default_preprocessing("mlp", dataset).crop == 28
+        assert default_preprocessing("mlp", "digits").mean == (0.305,)
+        with pytest.raises(InputError, match="mlp reads images of 28 pixels, asked for 32"):
+            default_preprocessing("mlp", "digits", 32)
 
     def test_torchvisions_models_get_small_images_enlarged(self):
         assert default_preprocessing("vit_b_16", "mnist") == Preprocessing(224, 224, (0.1307,), (0.3081,))
