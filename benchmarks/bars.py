@@ -103,7 +103,8 @@ def bar_of(rows: list[Row], rule: Rule) -> Bar | None:
 
 
 def _name(rule: Rule) -> str:
-    return ", ".join(value if isinstance(value, str) else f"{key} {value}" for key, value in rule.where.items())
+    told = [value if isinstance(value, str) else f"{key} {value}" for key, value in rule.where.items()]
+    return ", ".join(told if rule.implementation == Rule.implementation else [*told, rule.implementation])
 
 
 def _by_size(rows: list[Row], rule: Rule, implementation: str) -> dict[int, Row]:
