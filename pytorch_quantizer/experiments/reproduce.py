@@ -145,7 +145,8 @@ RESNET18_CIFAR10 = Table(
     rows=(
         Row("float32", published=_network(0.8136, 8.15, 42.8)),
         Row("float32, ONNX Runtime", runtime=ONNX_RUNTIME),
-        Row("dynamic int8", "dynamic_w8", ONNX_RUNTIME, published=_network(0.8136, 8.13, 42.8)),
+        Row("dynamic int8", "dynamic_w8", published=_network(0.8136, 8.13, 42.8)),
+        Row("dynamic int8, convolutions too", "dynamic_w8_convolutions"),
         Row("static int8", "w8a8", ONNX_RUNTIME, published=_network(0.7814, 2.42, 10.8)),
     ),
     note=(

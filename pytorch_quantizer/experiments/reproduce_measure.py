@@ -25,10 +25,11 @@ from pytorch_quantizer.experiments.reproduce import ONNX_RUNTIME, PYTORCH, RATES
 from pytorch_quantizer.experiments.reproduce_unfused import unfused
 from pytorch_quantizer.export.checkpoint import load, save
 from pytorch_quantizer.export.onnx import export_onnx
+from pytorch_quantizer.export.onnx_packages import package
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_report
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import default_preprocessing
-from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantization.recipe import DYNAMIC, Recipe
 from pytorch_quantizer.quantize import quantize
 
 FLOAT = Recipe(name="float32", weights="float32", activations="float32", bias="float32", deployable=False)
@@ -36,21 +37,23 @@ RUNTIMES = ("onnx", "onnxscript", "onnxruntime")  # libraries whose versions dec
 
 
 class Deployment(nn.Module):
-    """A model that says what it is, and takes any number of images, `batch` at a time: [N, C, H, W] -> [N, classes].
+    """A model as a row has it; it takes any number of images, `batch` at a time: [N, C, H, W] -> [N, classes].
 
-    execution: float32, simulated or integer; runtime: a name and its version; threads: what the runtime was given, None
-    for PyTorch, which is told by its caller. files: what was written of it, by kind. simulated: the model in
-    PyTorch that says what this one should compute.
+    execution, runtime, threads: as compare_latency wants them; PyTorch's threads are its caller's. files: what was
+    written of it, by kind. simulated: the model in PyTorch that says what this one should compute. choice: in which
+    type 8-bit weights run, and why.
     """
 
-    def __init__(self, model: nn.Module, execution: str, files: dict[str, Path], simulated: nn.Module | None) -> None:
+    def __init__(
+        self, model: nn.Module, files: dict[str, Path], simulated: nn.Module | None = None, choice: str | None = None
+    ) -> None:
         super().__init__()
-        self.model, self.execution, self.files = model, execution, files
+        self.model, self.files, self.choice = model, files, choice
         self._simulated = (simulated,)  # in a tuple: no part of this module
-        if isinstance(model, OnnxRuntimeModel):
-            self.runtime, self.threads = f"{ONNX_RUNTIME} {metadata.version('onnxruntime')}", model.threads
-        else:
-            self.runtime = f"{PYTORCH} {torch.__version__.partition('+')[0]}"
+        self.execution = getattr(model, "execution", "simulated" if hasattr(model, "sites") else "float32")
+        self.runtime = getattr(model, "runtime", f"{PYTORCH} {torch.__version__.partition('+')[0]}")
+        if hasattr(model, "threads"):
+            self.threads = model.threads
         self.batch = 1
 
     @property
@@ -93,7 +96,7 @@ class TableRun:
 
     def key_of(self, row: Row) -> dict[str, Any]:
         """What determines a row's rates, beside the code."""
-        libraries = {name: metadata.version(name) for name in RUNTIMES} if row.runtime == ONNX_RUNTIME else {}
+        libraries = versions_of(RUNTIMES) if row.runtime == ONNX_RUNTIME else {}
         return {**self.network.key_of(recipe_of(row)), "runtime": row.runtime, "fused": row.fused, **libraries}
 
     def deployed(self, row: Row, images: Tensor) -> Deployment:
@@ -121,6 +124,7 @@ class TableRun:
         found = evaluate(model, self.network.evaluated, reference=model.simulated, device="cpu", progress=False)
         sizes = {f"{kind}_bytes": path.stat().st_size for kind, path in model.files.items()}
         ran = {"execution": model.execution, "runtime": model.runtime, "floats": floats_of(row, model)}
+        ran["choice"] = model.choice
         return rates_of(found) | sizes | ran
 
     def _times(self, timing: Timing) -> dict[str, Any]:
@@ -142,6 +146,11 @@ class TableRun:
         return self.store.write(key, values | {"seconds": round(time.perf_counter() - start, 1)}) | {"kept": False}
 
 
+def versions_of(libraries: tuple[str, ...]) -> dict[str, str]:
+    """Each library's version. Raises InputError, with the remedy, where one isn't installed."""
+    return {name: metadata.version(name) for name in libraries if package(name)}
+
+
 def recipe_of(row: Row) -> Recipe | None:
     """The row's recipe; None for the float network. Raises InputError for a name that is no shipped recipe's."""
     return Recipe.load(row.recipe) if isinstance(row.recipe, str) else row.recipe
@@ -153,30 +162,27 @@ def deployed_pytorch(
     """The float network, or the simulated model as it comes out of its packed checkpoint."""
     path = stem.with_suffix(".safetensors")
     save_weights(model, quantized, path)
-    if quantized is None:
-        return Deployment(model, "float32", {"checkpoint": path}, None)
-    return Deployment(load(path, model=model), "simulated", {"checkpoint": path}, None)
+    return Deployment(model if quantized is None else load(path, model=model), {"checkpoint": path})
 
 
 def deployed_onnx(
     model: nn.Module, quantized: QuantizedModel | None, stem: Path, images: Tensor, threads: int
 ) -> Deployment:
     """What ONNX Runtime makes of the exported file; the checkpoint is written too, for its size."""
-    checkpoint, exported = stem.with_suffix(".safetensors"), stem.with_suffix(".onnx")
-    save_weights(model, quantized, checkpoint)
+    files = {"checkpoint": stem.with_suffix(".safetensors"), "onnx": stem.with_suffix(".onnx")}
+    save_weights(model, quantized, files["checkpoint"])
     simulated = quantize(model, FLOAT, images, progress=False) if quantized is None else quantized
-    export = export_onnx(simulated, exported, images[:1])
-    execution = "float32" if quantized is None else export.label
-    return Deployment(
-        OnnxRuntimeModel(exported, threads=threads), execution, {"checkpoint": checkpoint, "onnx": exported}, simulated
-    )
+    export = export_onnx(simulated, files["onnx"], images[:1])
+    choice = None if quantized is None else export.why
+    return Deployment(OnnxRuntimeModel(files["onnx"], threads=threads), files, simulated, choice)
 
 
-def floats_of(row: Row, model: Deployment) -> int:
-    """How many layers and additions ONNX Runtime computes in float though the recipe asks for integers."""
-    if row.runtime != ONNX_RUNTIME or row.recipe is None:
-        return 0
-    return len(operator_report(model.files["onnx"]).floats)
+def floats_of(row: Row, model: Deployment) -> list[str]:
+    """The layers and additions that ONNX Runtime computes in float though the recipe asks for integers."""
+    recipe = recipe_of(row)
+    if row.runtime != ONNX_RUNTIME or recipe is None or recipe.statistics == DYNAMIC:
+        return []
+    return operator_report(model.files["onnx"]).floats
 
 
 def save_weights(model: nn.Module, quantized: QuantizedModel | None, path: Path) -> None:

@@ -15,7 +15,19 @@ RATES = {"top1": "accuracy", "precision": "precision", "recall": "recall", "f1":
 NONE = "–"
 MEGABYTE = 1e6
 FIELDS = (
-    *("row", "recipe", "execution", "runtime", "floats", "samples", "correct", "top1", "top1_low", "top1_high"),
+    *(
+        "row",
+        "recipe",
+        "execution",
+        "runtime",
+        "floats",
+        "choice",
+        "samples",
+        "correct",
+        "top1",
+        "top1_low",
+        "top1_high",
+    ),
     *("precision", "recall", "f1", "simulated_top1", "agreement", "checkpoint_bytes", "onnx_bytes"),
 )
 OF_TIMES = ("batch_size", "threads", "repeats", "median_ms", "p10_ms", "p90_ms")
@@ -33,6 +45,7 @@ def records(
         low, high = of_row["top1_interval"]
         recipe = "float32" if row.recipe is None else row.recipe if isinstance(row.recipe, str) else row.recipe.name
         of_row |= {"row": row.name, "recipe": recipe, "top1_low": low, "top1_high": high}
+        of_row["floats"] = " ".join(of_row["floats"])
         record = {name: of_row.get(name) for name in FIELDS}
         for name, by_row in times.items():
             record |= {f"{_slug(name)}_{entry}": by_row[row.name][entry] for entry in OF_TIMES}
@@ -43,7 +56,9 @@ def records(
 
 def as_csv(table_records: Sequence[Measured]) -> str:
     """The records with a line of names above; what a row lacks is empty."""
-    return pd.DataFrame(table_records).to_csv(index=False)
+    frame = pd.DataFrame(table_records)
+    bytes_of = [name for name in frame.columns if name.endswith("_bytes")]
+    return frame.astype(dict.fromkeys(bytes_of, "Int64")).to_csv(index=False)  # whole numbers beside empty cells
 
 
 def as_markdown(
@@ -73,8 +88,8 @@ def heading(timing: Timing) -> str:
 
 def runs_as(rates: Measured) -> str:
     """What computes a row and in which numbers, with what of it stays in float."""
-    left = rates.get("floats") or 0
-    partly = f", {left} layer{'s' if left > 1 else ''} and additions in float" if left else ""
+    left = rates["floats"]
+    partly = f", but {', '.join(left[:3])}{' …' if left[3:] else ''} in float" if left else ""
     return f"{rates['execution']}, {rates['runtime']}{partly}"
 
 
@@ -85,10 +100,10 @@ def row_line(row: Row, rates: Measured) -> str:
 
 
 def _notes(table: Table, rates: Mapping[str, Measured], times: Mapping[str, Any], about: Measured) -> str:
-    samples = next(iter(rates.values()))["samples"]
+    samples, split = next(iter(rates.values()))["samples"], {"train": "training"}.get(about["split"], about["split"])
     threads = f"{about['threads']} thread{'s' if about['threads'] > 1 else ''}"
     parts = [
-        f"{samples:,} test images; ranges from {about['calibration_samples']:,} images of the {about['split']} split.",
+        f"{samples:,} test images; ranges from {about['calibration_samples']:,} {split} images.",
         "Rates are those of the very model that the row names; precision, recall and F1 are macro averages."
         if len(table.columns) > 1
         else "Accuracy is that of the very model that the row names.",
@@ -96,6 +111,8 @@ def _notes(table: Table, rates: Mapping[str, Measured], times: Mapping[str, Any]
     ]
     timed = [_timed(timing) for timing in table.timings if timing.name in times]
     parts += [f"Times: median forward pass on {threads}, {'; '.join(timed)}."] if timed else []
+    choices = dict.fromkeys(entry["choice"] for entry in rates.values() if entry["choice"])
+    parts += [f"Weights in ONNX Runtime: {'; '.join(choices)}."] if choices else []
     if any(entry["execution"] == "simulated" for entry in rates.values()):
         parts.append("Simulated: floating point on the quantization grid, whose time says nothing of integer hardware.")
     return " ".join([*parts, table.note]).strip()
