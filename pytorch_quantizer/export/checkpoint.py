@@ -27,7 +27,7 @@ from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 KEY = "pytorch_quantizer"  # of the file's metadata: {"version", "checksum"}
 DESCRIPTION = "description"  # the tensor that holds everything that is no tensor: JSON, zlib, uint8
-MOST_TEXT = 2**25  # bytes of JSON; a description of thousands of operations takes one or two million
+MOST_TEXT = 2**24  # bytes of JSON; a description of a thousand operations takes one or two million
 VERSION = 2
 NOT_OURS = "it is no packed checkpoint of a quantized model (pq.save writes those)"
 DAMAGED = "is damaged: get it anew"

@@ -25,7 +25,8 @@ from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.qtypes import BiasQuantizer, Quantizer
 from pytorch_quantizer.quantization.recipe import Recipe
 
-MOST_ENTRIES = 2**16  # of each table: a network of so many operations can't be loaded in reasonable time
+TABLES = ("graph", "modules", "quantizers", "codes", "parameters", "sites")
+MOST_ENTRIES = 2**14  # of each table: ten times what the largest networks have, and still loaded in seconds
 VALUES_A_BYTE = 64  # what a file may unpack to, in parameters: a bit each is 8, and few channels have less
 REMARKS: dict[str, Any] = {"network": str | None, "notes": tuple, "calibration_images": int | None}
 REMARKS |= {"statistics_read": bool}
@@ -40,7 +41,7 @@ def describe_model(model: QuantizedModel) -> tuple[Description, Tensors]:
     """Everything that a file must hold to give the model back: what JSON can hold, and tensors by name.
 
     Raises InputError for quantizers without a grid or of no type of the registry, for parameters that aren't float32,
-    and for paths that no file may have.
+    for paths that no file may have, and for more operations than it may have.
     """
     tensors: Tensors = {}
     quantizers = _quantizers(model)
@@ -61,7 +62,14 @@ def describe_model(model: QuantizedModel) -> tuple[Description, Tensors]:
     _put_floats(model, tensors, {*codes}, tuple(f"{path}." for path in quantizers))
     for path in (*content["modules"], *quantizers, *content["parameters"]):
         check_path(path)
+    _check_entries(content)
     return content, tensors
+
+
+def _check_entries(content: Description) -> None:
+    for name in TABLES:
+        if len(content[name]) > MOST_ENTRIES:
+            raise InputError(f"the {name} are {len(content[name])}, and no file may hold more than {MOST_ENTRIES}")
 
 
 def _quantizers(model: QuantizedModel) -> dict[str, Quantizer]:
@@ -138,9 +146,7 @@ def build_model(content: Description, tensors: Tensors, foreign: Foreign, most: 
 
     Raises InputError, KeyError, TypeError … where the parts don't fit together, or hold what nothing asks for.
     """
-    for name in ("graph", "modules", "quantizers", "codes", "parameters", "sites"):
-        if len(content[name]) > MOST_ENTRIES:
-            raise InputError(f"the file's {name} are {len(content[name])}, more than {MOST_ENTRIES}")
+    _check_entries(content)
     root, parts = nn.Module(), _parts(tensors)
     for path, description in content["modules"].items():
         put_module(root, path, foreign.modules[path] if description is None else build_module(description, most))

@@ -159,6 +159,7 @@ EVIL = {
     "a scale of 0": lambda c, t: t["grid/body.0.weight_quantizer/scale"].zero_(),
     "a scale too few": lambda c, t: t.update({"grid/body.0.weight_quantizer/scale": torch.ones(7)}),
     "a bias on no grid": lambda c, t: quantizer(c, "body.0.bias_quantizer").update(input_scale=-1.0),
+    "modules without an end": lambda c, t: c["modules"].update({f"m{i}": {} for i in range(2**14)}),
     "a table that is none": lambda c, t: c.update(modules=None),
 }
 
