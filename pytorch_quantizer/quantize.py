@@ -22,7 +22,6 @@ from pytorch_quantizer.calibration.measured import measure
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.digest import network_digest
-from pytorch_quantizer.graph.digest import network_digest
 from pytorch_quantizer.graph.equalize import equalize
 from pytorch_quantizer.graph.fold import fold
 from pytorch_quantizer.graph.insert import insert
@@ -60,7 +59,6 @@ def quantize(
     example, batches = _peek(model, calibration)
     captured = capture(model, example, strict=strict, share_parameters=True)
     network = network_digest(captured.graph)
-    network = network_digest(captured.graph)
     graph, kept = fold(captured, inplace=True)
     notes = []
     if recipe.equalize:
@@ -85,7 +83,6 @@ def quantize(
     if recipe.deployable:
         move_off_ties(quantized)
     quantized.meta.update(notes=tuple(notes), calibration_images=measured.count, statistics_read=measured.was_read)
-    quantized.meta["network"] = network
     quantized.meta["network"] = network
     return quantized
 
