@@ -81,7 +81,7 @@ def merge_statistics(*runs: Mapping[str, TensorStatistics] | str | Path) -> Stat
     runs: statistics or paths of files. Raises InputError where there is none, where files are of different models, and
     where runs hold different tensors or channels.
     """
-    return _merged([_read_run(run) if isinstance(run, str | Path) else _Run(dict(run)) for run in runs])
+    return _merged([_read_run(run) if isinstance(run, str | Path) else _Run(_checked(run)) for run in runs])
 
 
 def merge_statistics_files(path: str | Path, *files: str | Path) -> None:
@@ -96,7 +96,15 @@ def merge_statistics_files(path: str | Path, *files: str | Path) -> None:
 
 
 def fingerprint(graph: fx.GraphModule) -> str:
-    """A hash, in hexadecimal, of what a network computes: its operations in order, and every parameter and buffer."""
+    """A hash, in hexadecimal, of what a network computes: its operations in order, and every parameter and buffer.
+
+    Raises InputError for a network that isn't a captured one.
+    """
+    if not isinstance(graph, fx.GraphModule):
+        raise InputError(
+            "statistics belong to a folded float network, pq.fold(pq.capture(model, images))[0]; "
+            f"got {type(graph).__name__}"
+        )
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES)
     for node in graph.graph.nodes:
         digest.update(_described(graph, node).encode())
@@ -136,6 +144,12 @@ class _Run(NamedTuple):
     path: str | Path | None = None
     model: str = ""
     images: int | None = None
+
+
+def _checked(run: Any) -> Statistics:
+    if not isinstance(run, Mapping) or not all(isinstance(record, TensorStatistics) for record in run.values()):
+        raise InputError(f"a run must be a table of TensorStatistics, or a file's path, got {type(run).__name__}")
+    return dict(run)
 
 
 def _read_run(path: str | Path) -> _Run:

@@ -158,6 +158,12 @@ class TestModel:
         nets[0].body[0].running_mean[2] += 1e-3
         assert fingerprint(folded(nets[0])) != fingerprint(folded(nets[1]))
 
+    def test_a_network_that_is_no_graph_is_refused(self, path, statistics):
+        expected = r"a folded float network, pq.fold\(pq.capture\(model, images\)\)\[0\]; got Network"
+        for use in (lambda: load_statistics(path, network()), lambda: save_statistics(path, statistics, network())):
+            with pytest.raises(InputError, match=expected):
+                use()
+
     def test_a_function_is_part_of_it(self):
         class Net(nn.Module):
             def __init__(self, function):
@@ -215,6 +221,11 @@ class TestMerge:
         for merge in (merge_statistics, lambda: merge_statistics_files(tmp_path / "m")):
             with pytest.raises(InputError, match="no statistics to merge"):
                 merge()
+
+    @pytest.mark.parametrize("run", [3, None, ["s.json"], {"x": 3}])
+    def test_what_is_no_run_is_refused(self, statistics, run):
+        with pytest.raises(InputError, match=r"a run must be a table of TensorStatistics, or a file's path, got"):
+            merge_statistics(statistics, run)
 
     def test_files_become_one_of_all_their_images(self, tmp_path, graph):
         parts = [calibrate(graph, sites_of(graph, "mse"), [batch], progress=False) for batch in batches()]
