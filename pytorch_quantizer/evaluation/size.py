@@ -18,9 +18,12 @@ from pytorch_quantizer.graph.quantized_model import QuantizedModel
 def file_bytes(model: nn.Module) -> int:
     """The size of the model's file on disk, everything in it included; it is written into a temporary folder.
 
-    A QuantizedModel: the packed checkpoint that pq.save writes. Another: its parameters and buffers in safetensors, one
-    that has several names once. Raises InputError for a QuantizedModel that pq.save can't write.
+    A QuantizedModel: the packed checkpoint that pq.save writes. A model that runs from a file, which it tells as its
+    `path`, as an OnnxRuntimeModel does: that one, as it lies there. Another: its parameters and buffers in safetensors,
+    one that has several names once. Raises InputError for a QuantizedModel that pq.save can't write.
     """
+    if (own := _own_file(model)) is not None:
+        return own.stat().st_size
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         if isinstance(model, QuantizedModel):
@@ -34,6 +37,8 @@ def file_label(model: nn.Module) -> str:
     """Which file's bytes file_bytes gives for this model."""
     if isinstance(model, QuantizedModel):
         return "file on disk: packed checkpoint of pq.save"
+    if (own := _own_file(model)) is not None:
+        return f"file on disk: {own.name}"
     return "file on disk: parameters and buffers as they are, in safetensors"
 
 
@@ -56,6 +61,11 @@ def size_bytes(model: nn.Module) -> int:
     in_quantizers = {id(buffer) for quantizer in quantized.values() for buffer in quantizer.buffers()}
     left += _bytes(buffer for buffer in model.buffers() if id(buffer) not in in_quantizers)
     return codes + left + sum(_bytes(site.quantizer.storage().values()) for site in model.sites if site.quantizer)
+
+
+def _own_file(model: nn.Module) -> Path | None:
+    path = getattr(model, "path", None)
+    return path if isinstance(path, Path) else None
 
 
 def _stored(model: nn.Module) -> dict[str, Tensor]:

@@ -75,6 +75,13 @@ class TestFile:
         assert file_bytes(model) == (tmp_path / "m.safetensors").stat().st_size > size_bytes(model)
         assert file_label(model) == "file on disk: packed checkpoint of pq.save"
 
+    def test_of_a_model_that_runs_from_a_file(self, tmp_path):
+        model = nn.Linear(3, 4)
+        model.path = tmp_path / "m.onnx"
+        model.path.write_bytes(bytes(123))
+        assert file_bytes(model) == 123
+        assert file_label(model) == "file on disk: m.onnx"
+
     def test_what_has_two_names_is_stored_once(self):
         """As a file of safetensors has it; torch's state_dict names it twice."""
         model = nn.Sequential(nn.Linear(100, 100, bias=False), nn.Linear(100, 100, bias=False))
