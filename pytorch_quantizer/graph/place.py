@@ -303,7 +303,7 @@ def _float_site(graph: fx.GraphModule, node: fx.Node, reasons: dict[str, str]) -
     if is_collection(node) and all(user.target is operator.getitem for user in node.users):
         return []  # its parts are the tensors
     relu = fused_relu(graph, node)
-    if relu is not None:
+    if relu is not None and not keeps_values(graph, relu):  # a ReLU of what is never negative is no tensor of its own
         return [_site(node, [relu], carrier=label(relu))]
     return [_site(node, list(node.users), reason=_float_reason(graph, node, reasons))]
 

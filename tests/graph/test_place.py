@@ -509,6 +509,13 @@ NETS = {
 
 
 class TestCompleteness:
+    @pytest.mark.parametrize("first", [nn.ReLU(), nn.ReLU6(), nn.Sequential(nn.ReLU(), nn.MaxPool2d(2))])
+    def test_a_second_relu_is_no_tensor_of_its_own(self, first):
+        net = sequence(nn.Conv2d(3, 4, 3, padding=1), first, nn.ReLU(), nn.Hardswish(), nn.Conv2d(4, 2, 3))
+        model = quantized(net)
+        reasons = {s.reason for s in model.sites if s.reason is not None and s.kind == "activation"}
+        assert reasons == {"read only by body.3 (Hardswish), computed in float", "network output"}
+
     @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
     def test_every_tensor_is_a_site_or_keeps_anothers_values(self, net):
         net = net()
