@@ -67,8 +67,7 @@ def load(path: str | Path, *, model: nn.Module | None = None, device: str | torc
     with _reading(path):
         content, tensors = _read(path)
         foreign = find_foreign(content, model)
-        tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-        return build_model(content, tensors, foreign, VALUES_A_BYTE * path.stat().st_size)
+        return build_model(content, tensors, foreign, VALUES_A_BYTE * path.stat().st_size).to(device)
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:

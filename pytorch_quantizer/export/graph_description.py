@@ -43,10 +43,14 @@ NAMESPACES = {
 OTHER_FUNCTIONS = {F.pad, F.interpolate, F.layer_norm, F.group_norm, F.softmax, F.gelu, F.normalize, torch.softmax}
 OTHER_FUNCTIONS |= {torch.sqrt, torch.rsqrt, torch.exp, torch.pow, torch.abs, torch.neg, torch.zeros_like}
 OTHER_FUNCTIONS |= {operator.floordiv, operator.mod, operator.pow, operator.neg, operator.getitem, getattr}
+OTHER_FUNCTIONS |= {torch.log, torch.square, torch.sin, torch.cos, torch.erf, torch.sign, torch.where, torch.var}
+OTHER_FUNCTIONS |= {torch.std, torch.maximum, torch.minimum, torch.max, torch.min, F.log_softmax, F.softplus, F.prelu}
+OTHER_FUNCTIONS |= {F.celu, F.selu, F.glu, F.logsigmoid, F.softsign, F.instance_norm, F.batch_norm, F.rms_norm}
 OTHER_FUNCTIONS |= {torch._assert, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
 # Swin's: they compute from the tensors they are given alone, and make a mask of the size of what they read.
 SWIN = {getattr(swin_transformer, name, None) for name in ("shifted_window_attention", "_patch_merging_pad")} - {None}
 OTHER_METHODS = {"size", "dim", "softmax", "sigmoid", "masked_fill", "pow", "sqrt", "rsqrt", "neg", "abs", "float"}
+OTHER_METHODS |= {"exp", "log", "square", "max", "min", "var", "std", "where", "maximum", "minimum"}
 ATTRIBUTES = ("shape", "ndim", "dtype", "device", "T", "mT")  # of a tensor, that a graph may ask for by getattr
 OTHER_MODULES = {nn.LayerNorm, nn.GroupNorm, nn.Upsample, nn.Hardtanh, nn.PReLU, nn.ReLU6, nn.LocalResponseNorm}
 OTHER_MODULES |= {
