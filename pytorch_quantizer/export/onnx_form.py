@@ -260,6 +260,7 @@ def _repeat_grids(graph: fx.GraphModule) -> None:
         if _grid_of(graph, node) is None and not is_collection(node) and _is_read(graph, node):
             users = [user for user in node.users if _grid_of(graph, user) is None]
             again = _insert(graph, OnGrid(found.grid, None), node, before=node.next)
+            grids[again] = found
             for user in users:
                 user.replace_input_with(node, again)
 

@@ -107,6 +107,7 @@ class TestModelFiles:
         assert lines[0] == f"{tmp_path / 'm'}: {size:,} bytes, packed checkpoint"
         assert lines[1].startswith(f"{tmp_path / 'n'}: ")
         assert "convolution: 19 of 19 in integers" in lines[2]
+        assert "addition: 9 of 9 in integers" in lines[2]  # those with a padded shortcut too
         assert [re.sub("^.* ms for ", "", line).split(" (")[0] for line in lines[3:]] == ["1 image", "3 images"]
         assert all("integer, ONNX Runtime" in line for line in lines[3:])
 
