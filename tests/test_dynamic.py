@@ -12,6 +12,7 @@ from torch import nn
 import pytorch_quantizer as pq
 from pytorch_quantizer import InputError, Override, Recipe
 from pytorch_quantizer.evaluation.layers import layer_table
+from pytorch_quantizer.evaluation.sensitivity import sensitivity
 from pytorch_quantizer.evaluation.size import size_bytes
 from pytorch_quantizer.export.integer import IntegerModel
 from pytorch_quantizer.graph.place import BETWEEN_LAYERS, NETWORK_OUTPUT, NO_STATE_RANGE
@@ -371,6 +372,18 @@ class TestWhatFollows:
         assert table.loc["rnn.hh_l0.weight", "sqnr_db"] > 35
         assert table.loc["x", "sqnr_db"] > 35
         assert table.loc["rnn.hh_l0:state"].isna()["sqnr_db"]
+
+    def test_sensitivity_ranks_recurrences_too(self):
+        net = network(
+            lambda net, x: net.fc(net.rnn(x)[0][:, -1]), rnn=nn.LSTM(8, 16, batch_first=True), fc=nn.Linear(16, 5)
+        )
+        batches = [(images(8, 6, 8), torch.arange(8) % 5)]
+        table = sensitivity(net, W8, None, batches, progress=False).set_index("layer")
+        assert set(table.index) == {"rnn.ih_l0", "rnn.hh_l0", "fc"}
+        assert table.loc["rnn.hh_l0", ["weights", "activations", "tensors"]].tolist() == [
+            *("int8", "uint8 online", "rnn.hh_l0:state")
+        ]
+        assert table["alone_sqnr_db"].between(20, 90).all()
 
     def test_gradients_pass_straight_through(self):
         model, x = pq.quantize(recurrent(nn.GRU), W8), images(9, 5, 32).requires_grad_()

@@ -23,7 +23,7 @@ from pytorch_quantizer.evaluation.metrics import Evaluation, evaluate
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.fold import fold
 from pytorch_quantizer.graph.insert import insert
-from pytorch_quantizer.graph.operations import is_arithmetic, label, layer_of
+from pytorch_quantizer.graph.operations import is_arithmetic, label, layer_of, recurrence_of
 from pytorch_quantizer.graph.site import WIDE, Site
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import EXAMPLES, quantize
@@ -217,12 +217,12 @@ def _readers(graph: fx.GraphModule, sites: tuple[Site, ...], what: str) -> Itera
         return site if site.carrier is None else grid_of(by_name[site.carrier])
 
     for node in graph.graph.nodes:
-        is_layer = layer_of(graph, node) is not None
+        is_layer = layer_of(graph, node) is not None or recurrence_of(graph, node) is not None
         if not is_layer and not is_arithmetic(graph, node):
             continue
         mine = [site for site in sites if label(node) in site.consumers]
         weights = [site for site in mine if site.kind == "weight" and what != "activations"]
-        tensors = [grid_of(site) for site in mine if site.is_activation and what != "weights"]
+        tensors = [grid_of(site) for site in mine if (site.is_activation or site.kind == "state") and what != "weights"]
         yield _Reader(label(node), is_layer, _quantized(weights), _quantized(tensors))
 
 
