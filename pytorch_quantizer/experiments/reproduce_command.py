@@ -19,8 +19,8 @@ from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import CellStore, Network, weights_digest
 from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
-from pytorch_quantizer.experiments.reproduce import Table
-from pytorch_quantizer.experiments.reproduce_measure import TableRun
+from pytorch_quantizer.experiments.reproduce import ONNX_RUNTIME, Table
+from pytorch_quantizer.experiments.reproduce_measure import RUNTIMES, TableRun, versions_of
 from pytorch_quantizer.experiments.reproduce_text import as_csv, as_markdown, heading, records, row_line
 from pytorch_quantizer.experiments.reproduce_weights import published_weights, trained_weights
 
@@ -59,12 +59,14 @@ def reproduce(
     """Measure what isn't kept yet, print the table and write it: NAME.csv, .md and .json, each whole or not at all.
 
     training: the config file by which scripts/train.py trains the network, where its weights aren't there.
-    Raises InputError for images, weights or an output folder that can't be used.
+    Raises InputError for images, weights or an output folder that can't be used, and where ONNX's packages are missing.
     """
     config = parse(table, arguments, description)
     folder = config.output or Path("results") / f"reproduce_{table.name}"
     for suffix in ("csv", "md", "json"):
         require_writable(folder / f"reproduce_{table.name}.{suffix}")
+    if any(row.runtime == ONNX_RUNTIME for row in table.rows):
+        versions_of(RUNTIMES)  # before a network is trained, not after it
     run = open_run(table, config, folder, training)
     rates = {}
     for row in table.rows:
@@ -93,7 +95,6 @@ def parse(table: Table, arguments: Sequence[str] | None, description: str | None
 def open_run(table: Table, config: ReproduceConfig, folder: Path, training: Path | None = None) -> TableRun:
     """The float network, its images and what is kept of the table; trains where there are no weights."""
     load_dataset(table.dataset, config.data)  # its error says what the folder must hold
-    assert config.data is not None
     inference = InferenceConfig(
         dataset=table.dataset,
         data=config.data,
@@ -109,13 +110,11 @@ def open_run(table: Table, config: ReproduceConfig, folder: Path, training: Path
     return TableRun(table, Network(resolved(inference), store), store, folder / "models", config.threads)
 
 
-def find_weights(table: Table, data: Path, training: Path | None) -> Path:
-    """Published weights beside the images, or what training writes. Raises InputError where there is neither."""
+def find_weights(table: Table, data: Path | None, training: Path | None) -> Path | None:
+    """Published weights beside the images, or what training writes; None: the network has bundled ones."""
     if table.weights is not None:
-        return published_weights(data, table.weights)
-    if training is None:
-        raise InputError(f"no weights for {table.arch} on {table.dataset}: give --checkpoint FILE")
-    return trained_weights(training, data)
+        return published_weights(data or Path(), table.weights)
+    return None if training is None else trained_weights(training, data)
 
 
 def measure_times(run: TableRun, *, again: bool = False) -> dict[str, dict[str, Any]]:

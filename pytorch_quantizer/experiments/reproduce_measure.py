@@ -7,10 +7,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from safetensors.torch import save_file
@@ -34,6 +34,9 @@ from pytorch_quantizer.quantize import quantize
 
 FLOAT = Recipe(name="float32", weights="float32", activations="float32", bias="float32", deployable=False)
 RUNTIMES = ("onnx", "onnxscript", "onnxruntime")  # libraries whose versions decide what an ONNX row gives
+
+
+Quantized: TypeAlias = tuple[nn.Module, QuantizedModel | None]
 
 
 class Deployment(nn.Module):
@@ -76,6 +79,8 @@ class TableRun:
     store: CellStore
     folder: Path
     threads: int
+    _quantized: dict[str, Quantized] = field(default_factory=dict)  # by row
+    _deployed: dict[tuple[str, int], Deployment] = field(default_factory=dict)  # by row and size of images
 
     def rates(self, row: Row) -> dict[str, Any]:
         """What the deployed model gets right, with whom it agrees, and its files' bytes; ``kept``: was in the store.
@@ -100,13 +105,13 @@ class TableRun:
         return {**self.network.key_of(recipe_of(row)), "runtime": row.runtime, "fused": row.fused, **libraries}
 
     def deployed(self, row: Row, images: Tensor) -> Deployment:
-        """The row's model made ready from the float network, for images [N, C, H, W] of this size; files written."""
-        stem = self.folder / f"{re.sub('[^a-z0-9]+', '_', row.name.lower()).strip('_')}_{images.shape[-1]}"
-        made = deployed_onnx if row.runtime == ONNX_RUNTIME else deployed_pytorch
-        model = self.network.model if row.fused else unfused(self.network.model)
-        recipe = recipe_of(row)
-        quantized = None if recipe is None else quantize(model, recipe, self.network.drawn, progress=False)
-        return made(model, quantized, stem, images, self.threads)
+        """The row's model made ready for images [N, C, H, W] of this size and its files written, once in a run."""
+        place = (row.name, images.shape[-1])
+        if place not in self._deployed:
+            made = deployed_onnx if row.runtime == ONNX_RUNTIME else deployed_pytorch
+            stem = self.folder / f"{re.sub('[^a-z0-9]+', '_', row.name.lower()).strip('_')}_{images.shape[-1]}"
+            self._deployed[place] = made(*self._quantize(row), stem, images, self.threads)
+        return self._deployed[place]
 
     def images(self, timing: Timing | None = None) -> Tensor:
         """What is timed, [N, C, H, W] with N images spread evenly over the test set; None: one as it is evaluated."""
@@ -117,6 +122,15 @@ class TableRun:
         )
         number = 1 if timing is None else timing.images or config.limit
         return torch.cat([batch for batch, _ in make_loader(dataset, config.batch_size, limit=number)])
+
+    def _quantize(self, row: Row) -> Quantized:
+        """The row's float network, and the quantized one where it has a recipe."""
+        if row.name not in self._quantized:
+            model = self.network.model if row.fused else unfused(self.network.model)
+            recipe = recipe_of(row)
+            found = None if recipe is None else quantize(model, recipe, self.network.drawn, progress=False)
+            self._quantized[row.name] = model, found
+        return self._quantized[row.name]
 
     def _rates(self, row: Row) -> dict[str, Any]:
         model = self.deployed(row, self.images())

@@ -5,10 +5,8 @@ How a network is trained is training/'s.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from pytorch_quantizer.data import has_split
 from pytorch_quantizer.errors import InputError
@@ -26,7 +24,7 @@ def published_weights(data: Path, name: str) -> Path:
     return data / name
 
 
-def trained_weights(file: Path, data: Path, output: Path | None = None) -> Path:
+def trained_weights(file: Path, data: Path | None, output: Path | None = None) -> Path:
     """The weights that ``scripts/train.py --config FILE --data DATA`` writes; nothing is trained where they are there.
 
     output: where they go, the config's own place unless given. Raises InputError as train() does, and where weights
@@ -37,19 +35,18 @@ def trained_weights(file: Path, data: Path, output: Path | None = None) -> Path:
     if weights.is_file():
         _check_settings(weights, config)
         return weights
+    if not has_split(config.dataset, data, "train"):
+        raise InputError(f"{data} holds no training images of {config.dataset}: add them, or give --checkpoint FILE")
     print(f"training {config.arch} on {config.dataset} as {file} says, {config.epochs} epochs", flush=True)
     report = train(config)
     print(f"wrote {weights}: top-1 {report['test']['top1']:.2%}, after {report['seconds']:.0f} s", flush=True)
     return weights
 
 
-def training_config(file: Path, data: Path, output: Path | None = None) -> TrainingConfig:
-    """What the config file says, on the images in ``data``. Raises InputError where there are none to train on."""
-    flags = ["--config", str(file), "--data", str(data)]
-    config = parse_training(flags if output is None else [*flags, "--output", str(output)])
-    if data.is_dir() and not has_split(config.dataset, data, "train"):
-        raise InputError(f"{data} holds no training images of {config.dataset}: add them, or give --checkpoint FILE")
-    return config
+def training_config(file: Path, data: Path | None, output: Path | None = None) -> TrainingConfig:
+    """What the config file says, on the images in ``data``. Raises InputError where it says what can't be."""
+    given = {"--config": file, "--data": data, "--output": output}
+    return parse_training([text for flag, path in given.items() if path is not None for text in (flag, str(path))])
 
 
 def _check_settings(weights: Path, config: TrainingConfig) -> None:
@@ -62,13 +59,9 @@ def _check_settings(weights: Path, config: TrainingConfig) -> None:
             f"{report} doesn't say how {weights} was trained: move both away to train anew, or give --checkpoint FILE"
         ) from error
     wanted = json.loads(json.dumps(asdict(config), default=str))
-    others = [name for name in wanted if name not in ELSEWHERE and _said(found, name) != wanted[name]]
+    others = [name for name in wanted if name not in ELSEWHERE and found.get(name) != wanted[name]]
     if others:
-        changed = ", ".join(f"{name} {_said(found, name)}, here {wanted[name]}" for name in others)
+        changed = ", ".join(f"{name} {found.get(name)}, here {wanted[name]}" for name in others)
         raise InputError(
             f"{weights} was trained otherwise ({changed}): move it away to train anew, or give --checkpoint FILE"
         )
-
-
-def _said(settings: Mapping[str, Any], name: str) -> Any:
-    return settings.get(name)
