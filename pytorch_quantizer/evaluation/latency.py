@@ -99,15 +99,15 @@ def compare_latency(
 
     threads: how many torch computes with meanwhile; None: as many as now. A model may say of itself, as attributes:
     `execution`, one of EXECUTIONS (else: 'simulated' where it has sites, as a QuantizedModel does, else the type of its
-    parameters); `runtime`, its name and version (else PyTorch's); `threads`, how many its runtime computes with, where
-    that isn't torch.
-    Raises InputError for no images, fewer than one repeat or thread, an `execution` that isn't one of EXECUTIONS, and
-    models that don't all run on as many threads, or not on as many as asked for.
+    parameters); `runtime`, its name and version (else PyTorch's); `threads`, how many its runtime computes with on the
+    CPU, where that isn't torch.
+    Raises InputError for no images, fewer than one repeat or thread, an `execution` that isn't one of EXECUTIONS, models
+    that don't all run on as many threads, or not on as many as asked for, and one of the CPU with images elsewhere.
     """
     _check(models, images, threads, repeats, warmup)
     timed = list(models.values())
     with _torch_threads(threads), _evaluating(timed), _bar(repeats, warmup, progress) as bar:
-        said = {name: _description(name, model) for name, model in models.items()}
+        said = {name: _description(name, model, images) for name, model in models.items()}
         _check_threads({name: entry["threads"] for name, entry in said.items()}, threads)
         _rounds(timed, images, WARM if warmup is None else ((warmup, 0.0),), bar)
         rounds = _rounds(timed, images, ENOUGH if repeats is None else ((repeats, 0.0),), bar)
@@ -157,8 +157,10 @@ def _check_threads(found: Mapping[str, Any], asked: int | None) -> None:
         raise InputError(f"latency is to be measured on {wanted} threads, but {counts}: make each for as many")
 
 
-def _description(name: str, model: nn.Module) -> dict[str, Any]:
+def _description(name: str, model: nn.Module, images: Tensor) -> dict[str, Any]:
     """The label, runtime and threads of a model: what it says of itself, else torch's."""
+    if hasattr(model, "threads") and images.device.type != "cpu":
+        raise InputError(f"{name} runs on the CPU, the images are on {images.device}: give images.cpu()")
     label = getattr(model, "execution", None) or ("simulated" if hasattr(model, "sites") else _float_type(model))
     _check_label(label, name)
     own = f"PyTorch {torch.__version__.partition('+')[0]}"

@@ -150,6 +150,11 @@ class TestThreads:
         with pytest.raises(InputError, match=r"model doesn't say how many threads .*: make it with threads=N"):
             measure_latency(Counting(threads=None), image())
 
+    def test_a_runtime_on_the_cpu_is_not_timed_as_another_device(self):
+        with pytest.raises(InputError, match=r"model runs on the CPU, the images are on meta: give images.cpu\(\)"):
+            measure_latency(Counting(threads=1), image().to("meta"), repeats=1, threads=1)
+        assert measure_latency(Counting(), image().to("meta"), repeats=1).device == "meta"
+
     def test_none_is_no_number_of_threads(self):
         with pytest.raises(InputError, match="at least one thread, got 0"):
             measure_latency(Counting(), image(), threads=0)
