@@ -121,7 +121,26 @@ class TestStatisticsFile:
         for site, other in zip(plain.sites, corrected.sites, strict=True):
             if site.is_activation and site.quantizer is not None:
                 assert torch.equal(site.quantizer.scale, other.quantizer.scale)
-        with pytest.raises(InputError, match=r"the recipe .*: give calibration="):
+
+    @pytest.mark.parametrize(
+        ("changes", "said"),
+        [
+            ({"activation_correction": "both"}, "the recipe corrects what quantization shifts: give calibration="),
+            ({"weight_clip": "output_mse"}, "the recipe chooses weights by their outputs: give calibration="),
+            (
+                {"activations": "int4", "mixed_precision": "activations"},
+                r"how many values .* has isn't known without images: give calibration=",
+            ),
+            (
+                {"activation_granularity": "per_channel", "deployable": False},
+                r"the channels of x isn't known without images: give calibration=",
+            ),
+        ],
+    )
+    def test_what_it_does_not_tell_needs_images(self, tmp_path, changes, said):
+        recipe, path = Recipe.load("w8a8").replace(**changes), tmp_path / "seen.json"
+        quantize(net(), recipe, [images()], statistics_file=path)
+        with pytest.raises(InputError, match=said):
             quantize(net(), recipe, statistics_file=path)
 
     def test_of_other_weights_is_refused(self, path):

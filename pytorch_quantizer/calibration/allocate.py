@@ -63,7 +63,8 @@ def mix_precisions(graph: fx.GraphModule, sites: tuple[Site, ...], statistics: S
     ask for. Activations: the same with the values of one image. Minimised is the sum over tensors of predicted error
     over variance, D(M_l)·Σa²/Σσ² with a = b or σ: noise to signal, since tensors of different layers have no scale in
     common. A tensor that was asked for with 8 bits or more (the first and last layer's, residuals), or by an override,
-    keeps its bits and takes no part. Raises InputError for a budget that can't be met.
+    keeps its bits and takes no part. Raises InputError for a budget that can't be met, and for activations where no
+    image told how large they are.
     """
     overrides = list(recipe.overrides)
     if recipe.mixed_precision in ("weights", "both"):
@@ -146,10 +147,15 @@ def _check_budget(recipe: Recipe, errors: list[list[float]], sizes: list[int], w
 
 
 def _values(graph: fx.GraphModule, site: Site) -> int:
-    """How many values a weight has, or an activation of one image."""
+    """How many values a weight has, or an activation of one image. Raises InputError where no image told its shape."""
     if not site.is_activation:
         return graph.get_parameter(site.node).numel()
     shape = next(node.meta.get("shape") for node in graph.graph.nodes if node.name == site.node)
+    if shape is None:
+        raise InputError(
+            f"mixed_precision: how many values {site.name} has isn't known without images: give calibration=, an "
+            "iterable of image batches"
+        )
     return math.prod(shape[1:])
 
 

@@ -53,7 +53,9 @@ def measure(
     known = known_statistics(statistics_file, graph, sites)
     if measured.needs_images(known is None):
         if batches is None:
-            raise InputError(f"the recipe {measured.purpose}: give calibration=, an iterable of image batches")
+            raise InputError(
+                f"the recipe {measured.purpose(known is None)}: give calibration=, an iterable of image batches"
+            )
         asked = sites if known is None else ()
         kept = measured.keep_some(batches)
         measured.statistics = calibrate(graph, asked, kept, also=measured.observers, progress=progress)
@@ -83,10 +85,9 @@ class Measured:
         for node, inputs in self._inputs.values():
             self.observers.setdefault(node, []).append(inputs)
 
-    @property
-    def purpose(self) -> str:
-        """Why images are needed, for an error's text."""
-        if self._activations:
+    def purpose(self, statistics: bool) -> str:
+        """Why images are needed, for an error's text; statistics: those of activations too."""
+        if statistics and self._activations:
             return "quantizes activations"
         return "chooses weights by their outputs" if self._inputs else "corrects what quantization shifts"
 

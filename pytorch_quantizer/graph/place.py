@@ -232,7 +232,12 @@ def _domain(graph: fx.GraphModule, node: fx.Node) -> tuple[Domain, fx.Node]:
 def _channel_axis(graph: fx.GraphModule, node: fx.Node, readers: list[fx.Node]) -> int:
     """Where a tensor's channels are: last in the token tensors [N, T, C] of linear layers, else second."""
     shape = node.meta.get("shape")
-    if not shape or len(shape) < 2:
+    if shape is None:
+        raise InputError(
+            f"which are the channels of {label(node)} isn't known without images: give calibration=, an iterable of "
+            "image batches, or set activation_granularity per_tensor"
+        )
+    if len(shape) < 2:
         raise InputError(f"{label(node)} has no channels: activation_granularity must be per_tensor, or it float32")
     convolved = any(isinstance(layer_of(graph, other), Convolution) for other in (node, *readers))
     return len(shape) - 1 if len(shape) == 3 and not convolved else 1
