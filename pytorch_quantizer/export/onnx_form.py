@@ -261,7 +261,6 @@ def _repeat_grids(graph: fx.GraphModule) -> None:
             users = [user for user in node.users if _grid_of(graph, user) is None]
             again = _insert(graph, OnGrid(found.grid, None), node, before=node.next)
             grids[again] = found
-            grids[again] = found
             for user in users:
                 user.replace_input_with(node, again)
 
