@@ -101,8 +101,9 @@ def compare_latency(
     `execution`, one of EXECUTIONS (else: 'simulated' where it has sites, as a QuantizedModel does, else the type of its
     parameters); `runtime`, its name and version (else PyTorch's); `threads`, how many its runtime computes with on the
     CPU, where that isn't torch.
-    Raises InputError for no images, fewer than one repeat or thread, an `execution` that isn't one of EXECUTIONS, models
-    that don't all run on as many threads, or not on as many as asked for, and one of the CPU with images elsewhere.
+    Raises InputError for no images, fewer than one repeat or thread, an `execution` that isn't one of EXECUTIONS,
+    models that don't all run on as many threads, or not on as many as asked for, and one of the CPU with images
+    elsewhere.
     """
     _check(models, images, threads, repeats, warmup)
     timed = list(models.values())
