@@ -12,7 +12,8 @@ from pytorch_quantizer.quantization.recipe import Recipe
 PYTORCH, ONNX_RUNTIME = "PyTorch", "ONNX Runtime"
 
 INT16 = Recipe(name="w16a16", weights="int16", activations="int16")
-# The best of a dozen variants of w2a4_statistical on 2,000 training images that no range came from.
+# Of twenty variants of w2a4_statistical one of the three best on 2,000 training images that no range came from: 76 %
+# of them, with symmetric weights 66 %, without weight correction 72 %.
 INT2 = Recipe(
     name="w2a2_statistical",
     weights="int2",
@@ -22,6 +23,7 @@ INT2 = Recipe(
     weight_symmetric=False,
     weight_narrow=False,
     wide_residual=True,
+    weight_correction="both",
     activation_correction="both",
 )
 
