@@ -5,7 +5,7 @@ How they lie in a file, and whether that is whole, is checkpoint.py's business.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from typing import Any, get_type_hints
 
@@ -53,7 +53,7 @@ def describe_model(model: QuantizedModel) -> tuple[Description, Tensors]:
         "modules": _describe_modules(model),
         "quantizers": _put_quantizers(quantizers, tensors),
         "codes": codes,
-        "parameters": {name: parameter.requires_grad for name, parameter in model.named_parameters()},
+        "parameters": {name: parameter.requires_grad for name, parameter in _parameters(model)},
         "sites": _describe_sites(model, quantizers),
         "notes": list(model.notes),
         "calibration_images": model.calibration_images,
@@ -70,6 +70,11 @@ def _check_entries(content: Description) -> None:
     for name in TABLES:
         if len(content[name]) > MOST_ENTRIES:
             raise InputError(f"the {name} are {len(content[name])}, and no file may hold more than {MOST_ENTRIES}")
+
+
+def _parameters(model: QuantizedModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """By name; tied ones at each of their places, for a file has no word for what they share."""
+    return model.named_parameters(remove_duplicate=False)
 
 
 def _quantizers(model: QuantizedModel) -> dict[str, Quantizer]:
@@ -98,7 +103,7 @@ def _put_quantizers(quantizers: Mapping[str, Quantizer], tensors: Tensors) -> di
 def _put_codes(model: QuantizedModel, quantizers: Mapping[str, Quantizer], tensors: Tensors) -> dict[str, list[int]]:
     """By name, the shapes of the parameters that are stored as codes; the codes go in as codes/NAME/STREAM."""
     found = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in _parameters(model):
         if parameter.dtype != torch.float32:
             raise InputError(
                 f"{name} is {parameter.dtype}; a packed checkpoint holds float32: call model.float() first"
@@ -114,7 +119,7 @@ def _put_codes(model: QuantizedModel, quantizers: Mapping[str, Quantizer], tenso
 
 def _put_floats(model: QuantizedModel, tensors: Tensors, coded: set[str], quantizers: tuple[str, ...]) -> None:
     """Every other parameter and buffer, as it is, as float/NAME; quantizers' own are in their storage."""
-    named = [*model.named_parameters(), *model.named_buffers()]
+    named = [*_parameters(model), *model.named_buffers(remove_duplicate=False)]
     floats = {f"float/{n}": t for n, t in named if n not in coded and not n.startswith(quantizers)}
     tensors |= _stored(floats)
 
@@ -155,7 +160,8 @@ def build_model(content: Description, tensors: Tensors, foreign: Foreign, most: 
         raise InputError(f"the file holds tensors that belong nowhere: {'/'.join(min(parts))}")
     _check_filled(root)
     graph = build_graph(content["graph"], root, foreign.nodes)
-    sites = tuple(_site(root, entry) for entry in content["sites"])
+    kinds = {**get_type_hints(Site), "consumers": tuple}
+    sites = tuple(_site(root, entry, kinds) for entry in content["sites"])
     model = QuantizedModel(root, graph, sites=sites, recipe=Recipe(**content["recipe"]))
     model.meta.update(_remarks(content))
     return model.eval()
@@ -213,11 +219,10 @@ def _check_filled(root: nn.Module) -> None:
             raise InputError(f"{name} is missing")
 
 
-def _site(root: nn.Module, entry: Description) -> Site:
+def _site(root: nn.Module, entry: Description, kinds: Mapping[str, Any]) -> Site:
     given = {**entry, "consumers": tuple(entry["consumers"])}
     if given["quantizer"] is not None:
         given["quantizer"] = find(root, given["quantizer"]) or given["quantizer"]
-    kinds = {**get_type_hints(Site), "consumers": tuple}
     for name, value in given.items():
         if not isinstance(value, kinds[name]) or not _is_printable(value):
             raise InputError(f"{name} of a tensor can't be {value!r}")

@@ -112,6 +112,21 @@ def pair(tmp_path_factory):
     return model, there_and_back(model, tmp_path_factory.mktemp("use") / "m.safetensors")
 
 
+def tied(weights):
+    first, second = nn.Linear(8, 8), nn.Linear(8, 8)
+    second.weight = first.weight
+    model = network(lambda n, x: n.b(n.a(x).relu()), a=first, b=second)
+    return quantized(model, weights=weights, activations="int8", deployable=False)
+
+
+class TestTiedWeights:
+    @pytest.mark.parametrize("weights", ["float32", "int4"])
+    def test_come_back_at_both_places(self, weights, tmp_path):
+        model = tied(weights)
+        loaded = there_and_back(model, tmp_path / "m.safetensors")
+        assert torch.equal(loaded(images(4, 3, 8, 8)), model(images(4, 3, 8, 8)))
+
+
 class TestUse:
     """What is loaded does what the model that was saved does."""
 
