@@ -48,7 +48,7 @@ SATURATING = ("W8A8 int8", "W8A4 int8")  # without VNNI
 PEERS = {"W8A8 int8": "int8", "W8A8 uint8": "uint8", "W7A8 int8": "int7"}  # ours → quantize_static's of the same types
 AGAINST_FLOAT = {"resnet18": 0.55, "resnet50": 0.75}  # with VNNI
 WITHOUT_VNNI, AGAINST_STATIC = 0.85, 1.03
-LEAST_ROUNDS = 15
+LEAST_ROUNDS = 25
 
 
 def rules(*, vnni: bool, models: list[str], batches: list[int]) -> list[Rule]:
