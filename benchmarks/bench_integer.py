@@ -101,11 +101,15 @@ def variants(arch: str, images: Tensor, folder: Path, threads: int) -> dict[str,
 
 def exported(name: str, model: nn.Module, images: Tensor, path: Path, threads: int) -> OnnxRuntimeModel:
     """One of OURS."""
-    weights, activations, weight_type = OURS[name]
-    recipe = pq.Recipe(weights=weights, activations=activations, overrides=[{"layers": "*", "weights": weights}])
-    quantized = pq.quantize(model, recipe, [images], progress=False)
-    export_onnx(quantized, path, images, weight_type=weight_type)
+    quantized = pq.quantize(model, recipe_of(name), [images], progress=False)
+    export_onnx(quantized, path, images, weight_type=OURS[name][-1])
     return OnnxRuntimeModel(path, threads=threads)
+
+
+def recipe_of(name: str) -> pq.Recipe:
+    """The recipe of one of OURS."""
+    weights, activations, _ = OURS[name]
+    return pq.Recipe(weights=weights, activations=activations, overrides=[{"layers": "*", "weights": weights}])
 
 
 def measure(models: dict[str, nn.Module], images: Tensor, options: argparse.Namespace) -> list[Row]:

@@ -17,6 +17,7 @@ from bars import Rule
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import Latency
 
+OURS = bench_integer.OURS
 ENGINE = torch.backends.quantized.engine
 KEYS = {"model", "batch", "implementation", "seconds", "label", "runtime", "threads", "p10_ms", "median_ms", "p90_ms"}
 
@@ -108,6 +109,14 @@ class TestVariants:
 
     def test_torchs_engine_is_left_as_it_was(self, models):
         assert torch.backends.quantized.engine == ENGINE
+
+    @pytest.mark.parametrize("name", list(bench_integer.OURS))
+    def test_bits_are_those_of_the_name(self, name, monkeypatch):
+        monkeypatch.setattr(bench_integer, "OURS", OURS)
+        recipe = bench_integer.recipe_of(name)
+        weights, activations = recipe.weights.removeprefix("int"), recipe.activations.removeprefix("int")
+        assert (recipe.overrides[0].layers, recipe.overrides[0].weights) == ("*", recipe.weights)
+        assert name.split() == [f"W{weights}A{activations}", OURS[name][-1]]
 
     def test_weights_have_the_type_that_the_name_says(self, models):
         assert set(models[0]["W8A8 uint8"].content["weights"].values()) == {"uint8"}
