@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from script_runs import failing_line, load_script
 
+from pytorch_quantizer import load
 from pytorch_quantizer.experiments import reproduce_command, reproduce_measure
 from pytorch_quantizer.experiments.reproduce import ONNX_RUNTIME, Row, Table, Timing
 from pytorch_quantizer.experiments.reproduce_command import reproduce
@@ -99,6 +100,13 @@ class TestTheTable:
             [size] = {path.stat().st_size for path in (folder / "models").glob(f"{stem}_8.safetensors")}
             assert int(line["checkpoint_bytes"]) == size
             assert line["onnx_bytes"] == ""
+
+    def test_what_is_not_fused_has_its_batch_norms(self, unbroken):
+        names = [
+            {site.name for site in load(unbroken[0] / "models" / f"{stem}_8.safetensors").sites}
+            for stem in ("int4", "int8_not_fused")
+        ]
+        assert ["bn1.weight" in sites for sites in names] == [False, True]
 
     def test_the_record_says_on_what(self, unbroken):
         record = json.loads(unbroken[1]["reproduce_tiny.json"])
