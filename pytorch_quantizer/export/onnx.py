@@ -20,6 +20,7 @@ from pytorch_quantizer.export.onnx_file import name_codes, name_nodes, pack_weig
 from pytorch_quantizer.export.onnx_form import ExportForm, export_form
 from pytorch_quantizer.export.onnx_modules import OPSET
 from pytorch_quantizer.export.onnx_packages import package
+from pytorch_quantizer.export.onnx_scan import write_recurrences
 from pytorch_quantizer.export.onnx_types import adds_exactly, check_weight_type, why
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
@@ -75,6 +76,7 @@ def export_onnx(
     exact = adds_exactly()
     form = export_form(_on_cpu(model), weight_type, exact=exact)
     traced = _traced(form, example.detach().cpu()).model
+    write_recurrences(traced, form)
     nodes, sites = name_nodes(traced, form), name_codes(traced, form)
     label = _label(model, form, storage)
     reason = why(weight_type, {*form.weights.values()}, exact=exact)

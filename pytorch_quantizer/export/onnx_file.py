@@ -23,6 +23,7 @@ MOST_BYTES = 2**31 - 1  # of a protobuf message
 STORAGE_BITS, INT4 = 4, "int4"
 # What a layer, an arithmetic operation or a pooling becomes; what else it takes (Reshape, Cast) is beside the point.
 MAIN = {"Conv", "ConvTranspose", "Gemm", "MatMul", "Einsum", "Add", "Sub", "Mul", "Div", "Concat"}
+MAIN |= {"MatMulInteger", "ConvInteger", "DynamicQuantizeLSTM", "Scan"}
 MAIN |= {"MaxPool", "AveragePool", "GlobalAveragePool", "ReduceMean", "ReduceSum"}
 
 

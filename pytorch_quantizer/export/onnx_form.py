@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.export.onnx_dynamic import dynamic_form
+from pytorch_quantizer.export.onnx_dynamic_modules import DynamicLSTM, ScannedRecurrence, Sums
 from pytorch_quantizer.export.onnx_modules import (
     BYTE,
     SHIFT,
@@ -100,6 +102,7 @@ def export_form(model: QuantizedModel, asked: str, *, exact: bool) -> ExportForm
     """
     form = ExportForm(fx.GraphModule(model, copy_of(model.graph)))
     _averages(form.graph)
+    dynamic_form(form, lambda name, layer: _weight(form, name, layer, asked, exact))
     _quantizers(form)
     for node in _on_grids(form.graph):
         _enter_earlier(form.graph, node)
@@ -443,4 +446,6 @@ def _kind(graph: fx.GraphModule, node: fx.Node) -> str | None:
         return "linear" if isinstance(module.layer, nn.Linear) else "convolution"
     if isinstance(module, GlobalAverage):
         return "average"
+    if isinstance(module, Sums | DynamicLSTM | ScannedRecurrence):
+        return module.kind
     return next((kind for kind, operations in KINDS.items() if called in operations), None)

@@ -15,9 +15,10 @@ from pytorch_quantizer.export.onnx_packages import package
 from pytorch_quantizer.export.onnx_session import session
 
 INTEGER = {"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "DynamicQuantizeMatMul", "NhwcMaxPool"}
+INTEGER |= {"DynamicQuantizeLSTM"}
 SUFFIX = r"(_token_\d+|_nchwc)*"  # what the runtime puts behind the name of a node that it replaced
 NOT_FOUND = "(not found)"
-LAYERS = ("convolution", "linear")
+LAYERS = ("convolution", "linear", "recurrent")
 
 
 @dataclass(frozen=True)
@@ -72,4 +73,7 @@ def _row(name: str, node: dict[str, str], ran: Any, types: dict[str, int], codes
         return row | {"ran": NOT_FOUND, "integer": False}
     integer = ran.op_type in INTEGER or ran.op_type.startswith("QLinear")
     integer = integer or any(types.get(output) in codes for output in ran.output)
-    return row | {"ran": ran.op_type, "integer": integer}
+    inside = [step.op_type for entry in ran.attribute if entry.name == "body" for step in entry.g.node]  # of a Scan
+    products = [operator for operator in inside if operator in INTEGER]
+    ran_as = f"{ran.op_type} of {', '.join(products)}" if products else ran.op_type
+    return row | {"ran": ran_as, "integer": integer or bool(products)}
