@@ -18,6 +18,7 @@ INTEGER = {"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "Dyn
 INTEGER |= {"DynamicQuantizeLSTM"}
 SUFFIX = r"(_token_\d+|_nchwc)*"  # what the runtime puts behind the name of a node that it replaced
 NOT_FOUND = "(not found)"
+SHOWN = 4  # names of a kind in what people read
 LAYERS = ("convolution", "linear", "recurrent")
 
 
@@ -44,8 +45,15 @@ class OperatorReport:
         counts = self.table.groupby("kind", sort=False)["integer"].agg(["sum", "size"])
         lines = [f"{kind}: {row['sum']} of {row['size']} in integers" for kind, row in counts.iterrows()]
         left = self.table[~self.table["integer"]]
-        rows = zip(left["name"], left["operator"], left["ran"], strict=True)
-        return "\n".join([*lines, *(f"in float: {name} ({operator}, runs as {ran})" for name, operator, ran in rows)])
+        for (kind, ran), rows in left.groupby(["kind", "ran"], sort=False):
+            lines.append(f"in float ({kind}, as {ran}): {_few(list(rows['name']))}")
+        return "\n".join(lines)
+
+
+def _few(names: list[str]) -> str:
+    """The first of many names."""
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def operator_report(path: str | Path, *, threads: int = 1) -> OperatorReport:
