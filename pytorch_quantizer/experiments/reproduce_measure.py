@@ -29,7 +29,7 @@ from pytorch_quantizer.export.onnx_packages import package
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_report
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import default_preprocessing
-from pytorch_quantizer.quantization.recipe import DYNAMIC, Recipe
+from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import quantize
 
 FLOAT = Recipe(name="float32", weights="float32", activations="float32", bias="float32", deployable=False)
@@ -192,9 +192,8 @@ def deployed_onnx(
 
 
 def floats_of(row: Row, model: Deployment) -> list[str]:
-    """The layers and additions that ONNX Runtime computes in float though the recipe asks for integers."""
-    recipe = recipe_of(row)
-    if row.runtime != ONNX_RUNTIME or recipe is None or recipe.statistics == DYNAMIC:
+    """The layers and additions of a quantized row that ONNX Runtime computes in float, asked for or not."""
+    if row.runtime != ONNX_RUNTIME or row.recipe is None:
         return []
     return operator_report(model.files["onnx"]).floats
 

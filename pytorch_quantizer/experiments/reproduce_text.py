@@ -14,6 +14,7 @@ from pytorch_quantizer.experiments.reproduce import Row, Table, Timing
 RATES = {"top1": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
 NONE = "–"
 MEGABYTE = 1e6
+NAMED = 2  # of what stays in float; the CSV has all
 FIELDS = (
     *(
         "row",
@@ -89,7 +90,8 @@ def heading(timing: Timing) -> str:
 def runs_as(rates: Measured) -> str:
     """What computes a row and in which numbers, with what of it stays in float."""
     left = rates["floats"]
-    partly = f", but {', '.join(left[:3])}{' …' if left[3:] else ''} in float" if left else ""
+    named = f"{', '.join(left[:NAMED])}{', …' if left[NAMED:] else ''}"
+    partly = f"; {len(left)} layers and additions in float ({named})" if left else ""
     return f"{rates['execution']}, {rates['runtime']}{partly}"
 
 
