@@ -156,8 +156,8 @@ RESNET18_CIFAR10 = Table(
     ),
     note=(
         "Published: the same network on another data set and machine. Accuracy at 32 x 32, for which it was trained on "
-        "10,000 images; at 224 x 224 only the time is measured. Dynamic: ranges of each batch, as ONNX Runtime finds them, "
-        "of linear layers as torch's quantize_dynamic has it; accuracy in batches of 128."
+        "10,000 images; at 224 x 224 only the time is measured. Dynamic: of linear layers, as torch's "
+        "quantize_dynamic has it; ranges are those of each batch, for the accuracy of 128 images."
     ),
 )
 RESNET18_MNIST = Table(
