@@ -27,6 +27,7 @@ from pytorch_quantizer.export.checkpoint import load, save
 from pytorch_quantizer.export.onnx import export_onnx
 from pytorch_quantizer.export.onnx_packages import package
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_report
+from pytorch_quantizer.export.onnx_types import adds_exactly
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
@@ -100,9 +101,9 @@ class TableRun:
         return self._once(key, lambda: self._times(timing), again=again)
 
     def key_of(self, row: Row) -> dict[str, Any]:
-        """What determines a row's rates, beside the code."""
-        libraries = versions_of(RUNTIMES) if row.runtime == ONNX_RUNTIME else {}
-        return {**self.network.key_of(recipe_of(row)), "runtime": row.runtime, "fused": row.fused, **libraries}
+        """What determines a row's rates, beside the code; of the CPU that for which an export chooses types."""
+        key = {**self.network.key_of(recipe_of(row)), "runtime": row.runtime, "fused": row.fused}
+        return key | versions_of(RUNTIMES) | {"exact": adds_exactly()} if row.runtime == ONNX_RUNTIME else key
 
     def deployed(self, row: Row, images: Tensor) -> Deployment:
         """The row's model made ready for images [N, C, H, W] of this size and its files written, once in a run."""

@@ -185,6 +185,12 @@ class TestOnnxRuntime:
         assert int(int8["checkpoint_bytes"]) == (folder / "models" / "int8_8.safetensors").stat().st_size
         assert int(int8["checkpoint_bytes"]) < 0.3 * int(lines_of(files, "onnx")[0]["checkpoint_bytes"])
 
+    def test_a_cpu_that_adds_otherwise_is_another_cell(self, made, monkeypatch):
+        monkeypatch.setattr(reproduce_measure, "adds_exactly", lambda: None)
+        monkeypatch.setattr(reproduce_measure.TableRun, "_rates", lambda *_: pytest.fail("computed again"))
+        with pytest.raises(pytest.fail.Exception, match="computed again"):
+            start(WITH_ONNX, made[0])
+
     def test_the_times_are_the_runtimes(self, made):
         assert [line["8x8_threads"] for line in lines_of(made[1], "onnx")] == ["1", "1"]
 
