@@ -13,6 +13,7 @@ grid (zero does), and works element by element. So
 from __future__ import annotations
 
 import copy
+import operator
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +39,7 @@ from pytorch_quantizer.export.onnx_modules import (
 from pytorch_quantizer.export.onnx_types import weight_type
 from pytorch_quantizer.export.requantize import codes_of
 from pytorch_quantizer.graph.channel_clipped_relu import ChannelClippedReLU
-from pytorch_quantizer.graph.fuse import copy_of
+from pytorch_quantizer.graph.fuse import PLAIN_ADDITIONS, copy_of
 from pytorch_quantizer.graph.names import free_name
 from pytorch_quantizer.graph.operations import (
     ADDITIONS,
@@ -106,6 +107,7 @@ def export_form(model: QuantizedModel, asked: str, *, exact: bool) -> ExportForm
     _quantizers(form)
     for node in _on_grids(form.graph):
         _enter_earlier(form.graph, node)
+    _add_for_each_grid(form.graph)
     _repeat_grids(form.graph)
     _layers(form, asked, exact)
     _name_operations(form)
@@ -250,6 +252,22 @@ def _insert(graph: fx.GraphModule, module: nn.Module, source: fx.Node, *, before
         called = graph.graph.call_module(path, (source,))
     called.meta = {**source.meta, "label": f"{label(source)}:{path}"}
     return called
+
+
+def _add_for_each_grid(graph: fx.GraphModule) -> None:
+    """Let an addition whose result has two grids, a narrow and a wide one, be done for each: integer kernels know one.
+
+    The second has its operands the other way round, or the runtime would see that both are the same, and do it once.
+    """
+    for node in list(graph.graph.nodes):
+        readers = list(node.users)
+        if operation(graph, node) not in PLAIN_ADDITIONS or len(node.args) != 2 or node.kwargs:
+            continue
+        if len(readers) == 2 and len(tensor_inputs(node)) == 2 and all(_grid_of(graph, reader) for reader in readers):
+            with graph.graph.inserting_after(node):
+                again = graph.graph.call_function(operator.add, node.args[::-1])
+            again.meta = dict(node.meta)
+            readers[1].replace_input_with(node, again)
 
 
 def _repeat_grids(graph: fx.GraphModule) -> None:

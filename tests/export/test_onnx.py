@@ -115,7 +115,7 @@ IN_INTEGERS = {
     "1-d": (one_dimensional, {}),
     "attention": (attention, {}),
 }
-SLOW = {"4-bit weights", "weights of one scale", "ReLU6", "equalized ReLU6", "perceptron", "signed activations"}
+SLOW = {"4-bit weights", "weights of one scale", "ReLU6", "equalized ReLU6", "perceptron", "2-bit weights"}
 CASES = [pytest.param(case, marks=pytest.mark.slow if case in SLOW else []) for case in IN_INTEGERS]
 SHAPES = {"1-d": (4, 3, 16), "attention": (4, 5, 8)}
 
@@ -205,11 +205,19 @@ class TestInIntegers:
         assert found.agreement == 1
 
     def test_wide_residuals_have_codes_of_their_own(self, exported):
-        model, x = quantized(residual(), activations="int4", wide_residual=True), images(8, 3, 8, 8)
+        def forward(net, x):
+            first = F.relu(net.a(x))
+            second = F.relu(net.b(first) + first)
+            return net.fc(F.relu(net.c(second) + second).mean((2, 3)))
+
+        parts = {name: nn.Conv2d(3, 3, 3, padding=1) for name in "abc"}
+        model = quantized(network(forward, **parts, fc=nn.Linear(3, 4)), activations="int4", wide_residual=True)
+        x = images(8, 3, 8, 8)
         _, runtime, report = exported(model, x)
-        assert "relu:wide" in runtime.codes(x)
+        assert {"relu:wide", "relu_1", "relu_1:wide"} <= set(runtime.codes(x))
         agrees(model, runtime, x)
-        assert report.floats == ["a"]  # its result has two grids, and an integer kernel one
+        assert report.floats == ["a"]  # its result has two grids, an integer kernel one; additions are done for each
+        assert list(report.table[report.table["kind"] == "addition"]["name"]) == ["add", "add@2", "add_1"]
 
 
 class TestWeights:
