@@ -19,7 +19,7 @@ ANOTHER = "the model given is not the one that this file was made from"
 
 @dataclass(frozen=True)
 class Foreign:
-    """modules: by path. nodes: by name, those of the float network's graph that call foreign functions."""
+    """modules: by path. nodes: by name, those of the float network's graph that call foreign modules and functions."""
 
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     nodes: Mapping[str, fx.Node] = field(default_factory=dict)
@@ -31,15 +31,16 @@ def find_foreign(content: Mapping[str, Any], model: nn.Module | None) -> Foreign
     Raises InputError where the model is missing or another network.
     """
     modules = [path for path, module in content["modules"].items() if module is None]
-    calls = [entry["name"] for entry in content["graph"] if entry["target"] is None]
+    functions = [entry["name"] for entry in content["graph"] if entry["target"] is None]
     if model is None:
-        if modules or calls:
-            named = ", ".join([*modules, *calls][:3])
+        if modules or functions:
+            named = ", ".join([*modules, *functions][:3])
             raise InputError(
-                f"holds {len(modules) + len(calls)} module(s) or function(s) that are not torch's own ({named}): "
+                f"holds {len(modules) + len(functions)} module(s) or function(s) that are not torch's own ({named}): "
                 "give the float model it was made from, pq.load(path, model=float_model)"
             )
         return Foreign()
+    calls = functions + [entry["name"] for entry in content["graph"] if entry["target"] in {*modules}]
     graph = capture(model, share_parameters=True).graph
     own, nodes = dict(graph.named_modules()), {node.name: node for node in graph.graph.nodes}
     missing = [name for name in modules if name not in own] + [name for name in calls if name not in nodes]

@@ -158,7 +158,7 @@ def _describe_node(node: fx.Node, names: Mapping[Any, str]) -> Description:
 
 def build_graph(descriptions: Iterable[Description], root: nn.Module, foreign: Mapping[str, fx.Node]) -> fx.Graph:
     """The graph that was described. root: holds what it calls. foreign: by name, the float network's own nodes that
-    call what isn't on the list.
+    call what isn't on the list, modules and functions.
 
     Raises InputError for what neither the list nor ``foreign`` knows, and for a graph that can't be.
     """
@@ -192,8 +192,8 @@ def _target(
 ) -> Any:
     """What a node calls, as torch.fx has it. Raises InputError for what is on no list."""
     op, target = entry["op"], entry["target"]
-    if target is None and op in ("call_function", "call_method"):
-        return _foreign_target(entry, foreign, given)
+    if entry["name"] in foreign:
+        return _foreign_target(entry, foreign[entry["name"]], given)
     found = {
         "placeholder": lambda: check_identifier(target),
         "output": lambda: target if target == "output" else None,
@@ -207,10 +207,10 @@ def _target(
     return found
 
 
-def _foreign_target(entry: Description, foreign: Mapping[str, fx.Node], given: tuple[Any, Any]) -> Any:
-    """The float network's own, called with its own values: a file's would be given to a function nobody here knows."""
-    node = foreign[entry["name"]]
-    if node.op != entry["op"] or _constants(given) != _constants((node.args, dict(node.kwargs))):
+def _foreign_target(entry: Description, node: fx.Node, given: tuple[Any, Any]) -> Any:
+    """What the float network's own node calls, with its own values: nobody here knows what a file's would do to it."""
+    same = node.op == entry["op"] and (entry["target"] is None or entry["target"] == node.target)
+    if not same or _constants(given) != _constants((node.args, dict(node.kwargs))):
         raise InputError(f"the file calls {entry['name']} otherwise than the float model does: it is not the one")
     return node.target
 
