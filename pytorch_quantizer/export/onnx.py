@@ -72,6 +72,10 @@ def export_onnx(
         package(name)
     check_weight_type(weight_type)
     _check_model(model, example)
+    if storage and model.recipe.statistics != "offline":
+        raise InputError(
+            "storage is for models whose ranges are known; kernels that choose ranges read weights of bytes"
+        )
     require_writable(path)
     exact = adds_exactly()
     form = export_form(_on_cpu(model), weight_type, exact=exact)

@@ -21,12 +21,13 @@ from pytorch_quantizer.export.onnx_dynamic_modules import (
 )
 from pytorch_quantizer.export.onnx_modules import BYTE, Coded
 from pytorch_quantizer.graph.names import free_name
-from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, label, layer_of, module_of, recurrence_of
+from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, label, layer_nodes, layer_of, module_of, recurrence_of
 from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantizer
 
 if TYPE_CHECKING:
     from pytorch_quantizer.export.onnx_form import ExportForm
 
+READS_VALUES = "what it reads was made of values on a range of their own, not of codes"
 Stored = Callable[[str, nn.Module], nn.Module]  # a layer's name and the layer → Coded or Plain, as which it is stored
 
 
@@ -42,12 +43,21 @@ def dynamic_form(form: ExportForm, stored: Stored) -> None:
     for nodes in calls.values():
         _recurrence(form, nodes, stored)
     readers = _Readers(form, stored)
-    for node in list(graph.graph.nodes):
-        if _is_ranged(graph, node):
-            node.kwargs = {}  # the range that a ReLU's output has, whatever it is chosen by
-            graph.set_submodule(str(node.target), DynamicCodes())
-            for reader in list(node.users):
-                readers.rewrite(node, reader)
+    ranged = [node for node in graph.graph.nodes if _is_ranged(graph, node)]
+    for node in ranged:
+        node.kwargs = {}  # the range that a ReLU's output has, whatever it is chosen by
+        graph.set_submodule(str(node.target), DynamicCodes())
+        for reader in list(node.users):
+            readers.rewrite(node, reader)
+    if ranged:
+        _name_what_reads_values(form)
+
+
+def _name_what_reads_values(form: ExportForm) -> None:
+    """Note the layers with integer weights that are left: between them and a tensor's codes lies another operation."""
+    for node, layer in layer_nodes(form.graph):
+        if hasattr(layer, "weight_quantizer"):
+            form.simulated.setdefault(label(node), READS_VALUES)
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
