@@ -1,19 +1,18 @@
 """Whether exported ONNX files compute what the simulation said, and in integers: each figure beside what it must be.
 
-python benchmarks/onnx_agreement.py --data ../shared/data [--json benchmarks/results/onnx_agreement.json]
+python benchmarks/onnx_agreement.py --data ../shared/data [--json benchmarks/results/onnx_agreement.json] [--parts …]
 
 DATA as for accuracy.py. Predictions are compared on all of CIFAR-10's test images and on the ImageNet images that are
 there; ResNet-18's weights are random, and so are those of the models of which only the operators are asked. Codes are
-compared tensor by tensor on the first images, both models running by themselves: what differs once differs downstream.
+compared tensor by tensor on the first images, each model running by itself: what differs once differs downstream.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,16 +24,19 @@ from pytorch_quantizer.atomic import require_writable, write_atomically
 from pytorch_quantizer.data import calibration_loader, load_dataset, make_loader
 from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.export.agreement import simulated_codes
+from pytorch_quantizer.export.integer import IntegerModel
 from pytorch_quantizer.export.onnx import export_onnx
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_report
 from pytorch_quantizer.models import create_model, default_preprocessing
 
+PARTS = ("cifar10", "imagenet", "operators")
 SAMPLES = 1024
 BATCH = 50
 LEAST_AGREEMENT = 0.995
 MOST_POINTS = 0.1
-SHOWN = 5  # tensors named in print; the file holds them all
 PRECISIONS = {"W8A8": "w8a8_aciq", "W8A4": "w8a4_aciq", "W4A4": "w4a4_statistical"}
+ON_IMAGENET = [("squeezenet1_1", recipe) for recipe in ("w8a8", "w8a8_aciq", "w8a4_aciq")]
+ON_IMAGENET += [("resnet18", recipe) for recipe in ("w8a8", "w8a4_aciq")]
 IN_INTEGERS = ("resnet20", "resnet18", "resnet50", "mobilenet_v2", "squeezenet1_1")
 REPORTED = ("vgg11", "googlenet", "inception_v3", "densenet121", "shufflenet_v2_x1_0", "mobilenet_v3_small")
 REPORTED += ("efficientnet_b0", "regnet_y_400mf", "vit_b_32")
@@ -56,25 +58,39 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="the file keeps its rows of the others"
+    )
     options = parser.parse_args()
     if options.json:
         require_writable(options.json)
-    rows = []
+    kept = json.loads(options.json.read_text())["rows"] if options.json and options.json.is_file() else []
+    rows = {part: [row for row in kept if row["part"] == part] for part in PARTS}
+    for part in options.parts:
+        rows[part] = [{"part": part, **vars(row)} for row in shown(part_rows(part, options.data))]
+        if options.json:
+            whole = [row for part_rows in rows.values() for row in part_rows]
+            text = json.dumps({**provenance(), "rows": whole}, indent=1, ensure_ascii=False)
+            write_atomically(options.json, f"{text}\n".encode())
+
+
+def shown(rows: Iterator[Row]) -> Iterator[Row]:
+    """Each row, printed as it comes."""
+    for row in rows:
+        print(f"{'ok  ' if row.met else 'MISS'} {row.what:<58} {row.measured}; must be {row.required}", flush=True)
+        yield row
+
+
+def part_rows(part: str, data: Path) -> Iterator[Row]:
+    """The rows of one part; one exported file takes the place of the other."""
     with tempfile.TemporaryDirectory() as folder:
-        for row in all_rows(options.data, Path(folder) / "model.onnx"):
-            print(f"{'ok  ' if row.met else 'MISS'} {row.what:<58} {row.measured}; must be {row.required}", flush=True)
-            rows.append(vars(row))
-    if options.json:
-        text = json.dumps({**provenance(), "rows": rows}, indent=1, ensure_ascii=False)
-        write_atomically(options.json, f"{text}\n".encode())
-
-
-def all_rows(data: Path, path: Path) -> Iterator[Row]:
-    """Predictions, tensors and operators; ``path`` holds one exported file after the other."""
-    yield from cifar_rows(data / "cifar10", path)
-    yield from imagenet_rows(data / "imagenet", path)
-    for name in (*IN_INTEGERS, *REPORTED):
-        yield operator_row(name, path)
+        path = Path(folder) / "model.onnx"
+        if part == "cifar10":
+            yield from cifar_rows(data / "cifar10", path)
+        elif part == "imagenet":
+            yield from imagenet_rows(data / "imagenet", path)
+        else:
+            yield from (operator_row(name, path) for name in (*IN_INTEGERS, *REPORTED))
 
 
 def cifar_rows(folder: Path, path: Path) -> Iterator[Row]:
@@ -84,18 +100,20 @@ def cifar_rows(folder: Path, path: Path) -> Iterator[Row]:
     train = load_dataset("cifar10", folder, split="train")
     calibration = partial(calibration_loader, train, SAMPLES, batch_size=128, seed=0)
     for precision, recipe in PRECISIONS.items():
-        yield from agreement_rows(f"ResNet-20 {precision}", pq.quantize(model, recipe, calibration()), test, path)
+        quantized = pq.quantize(model, recipe, calibration(), progress=False)
+        yield from agreement_rows(f"ResNet-20 {precision}", quantized, test, path)
 
 
 def imagenet_rows(folder: Path, path: Path) -> Iterator[Row]:
     """SqueezeNet 1.1, and ResNet-18 with random weights, on the images that are there."""
     torch.manual_seed(0)
-    models = {"squeezenet1_1": {"checkpoint": folder / "squeezenet1_1.pth"}, "resnet18": {}}
-    for name, arguments in models.items():
+    weights = {"squeezenet1_1": {"checkpoint": folder / "squeezenet1_1.pth"}, "resnet18": {}}
+    for name, recipe in ON_IMAGENET:
+        arguments = weights[name]
         images = load_dataset("imagenet", folder, split="test", preprocessing=default_preprocessing(name, "imagenet"))
         calibration = calibration_loader(images, 256, batch_size=BATCH, seed=0)
-        quantized = pq.quantize(create_model(name, **arguments), "w8a8", calibration)
-        label = f"{name} W8A8{'' if arguments else ', random weights'}"
+        quantized = pq.quantize(create_model(name, **arguments), recipe, calibration, progress=False)
+        label = f"{name} {recipe}{'' if arguments else ', random weights'}"
         yield from agreement_rows(label, quantized, make_loader(images, BATCH), path)
 
 
@@ -104,7 +122,7 @@ def agreement_rows(what: str, model: pq.QuantizedModel, loader: Any, path: Path)
     images, _ = next(iter(loader))
     exported = export_onnx(model, path, images)
     runtime = OnnxRuntimeModel(path)
-    found = pq.evaluate(runtime, loader, reference=model)
+    found = pq.evaluate(runtime, loader, reference=model, progress=False)
     assert found.reference is not None
     assert found.agreement is not None
     points = 100 * abs(found.top1 - found.reference.top1)
@@ -121,27 +139,38 @@ def agreement_rows(what: str, model: pq.QuantizedModel, loader: Any, path: Path)
         f"within {MOST_POINTS} points",
         points <= MOST_POINTS,
     )
-    yield tensor_row(what, model, runtime, (batch for batch, _ in islice(loader, 2)))
+    yield tensor_row(what, model, runtime, images)
+    yield reference_row(what, model, runtime, images[:8])
 
 
 @torch.no_grad()
-def tensor_row(what: str, model: nn.Module, runtime: OnnxRuntimeModel, batches: Iterable[Tensor]) -> Row:
-    """Which tensors' codes differ, and by how many codes: a report, with no bar of its own."""
-    tensors: dict[str, dict[str, int]] = {}
-    for images in batches:
-        _, simulated = simulated_codes(model, images)
-        for name, codes in runtime.codes(images).items():
-            apart = (codes - simulated[name].int()).abs()
-            row = tensors.setdefault(name, {"places": 0, "differing": 0, "most": 0})
-            row["places"] += apart.numel()
-            row["differing"] += int((apart > 0).sum())
-            row["most"] = max(row["most"], int(apart.max()))
-    differing = {name: row for name, row in tensors.items() if row["differing"]}
+def tensor_row(what: str, model: nn.Module, runtime: OnnxRuntimeModel, images: Tensor) -> Row:
+    """Which tensors' codes differ from the simulation's, and by how many: a report, with no bar of its own."""
+    tensors = differences(runtime.codes(images), simulated_codes(model, images)[1])
+    differing = [name for name, row in tensors.items() if row["differing"]]
     share = max((row["differing"] / row["places"] for row in tensors.values()), default=0.0)
     most = max((row["most"] for row in tensors.values()), default=0)
     first = next(iter(differing), "none")
     words = f"{len(differing)} of {len(tensors)}, first {first}, {share:.3%} of codes at the most, by up to {most}"
-    return Row(f"{what}: tensors that differ", words, "-", True, {"tensors": tensors})
+    return Row(f"{what}: tensors that differ", words, "-", True, {"images": len(images), "tensors": tensors})
+
+
+def reference_row(what: str, model: pq.QuantizedModel, runtime: OnnxRuntimeModel, images: Tensor) -> Row:
+    """The exact integer reference, by itself, beside ONNX Runtime: who left the simulation at its ties."""
+    _, trace = IntegerModel(model).trace(images)
+    tensors = differences(runtime.codes(images), {step.name: step.result.codes for step in trace.steps})
+    differing, places = (sum(row[part] for row in tensors.values()) for part in ("differing", "places"))
+    words = f"{differing:,} of {places:,} codes"
+    return Row(f"{what}: ONNX Runtime differs from the integer reference", words, "-", True, {"images": len(images)})
+
+
+def differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, dict[str, int]]:
+    """By tensor: places, how many codes differ, and by how much at the most."""
+    apart = {name: (codes - expected[name].int()).abs() for name, codes in found.items()}
+    return {
+        name: {"places": codes.numel(), "differing": int((codes > 0).sum()), "most": int(codes.max())}
+        for name, codes in apart.items()
+    }
 
 
 def operator_row(name: str, path: Path) -> Row:
