@@ -69,7 +69,7 @@ def main() -> None:
     for part in options.parts:
         rows[part] = [{"part": part, **vars(row)} for row in shown(part_rows(part, options.data))]
         if options.json:
-            whole = [row for part_rows in rows.values() for row in part_rows]
+            whole = [row for group in rows.values() for row in group]
             text = json.dumps({**provenance(), "rows": whole}, indent=1, ensure_ascii=False)
             write_atomically(options.json, f"{text}\n".encode())
 
@@ -173,6 +173,7 @@ def differences(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[s
     }
 
 
+@torch.no_grad()
 def operator_row(name: str, path: Path) -> Row:
     """What ONNX Runtime runs in integers of a model with random weights, W8A8."""
     torch.manual_seed(0)

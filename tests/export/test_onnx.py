@@ -105,7 +105,7 @@ IN_INTEGERS = {
     "weights of one scale": (residual, {"weight_granularity": "per_tensor"}),
     "affine weights": (residual, {"weight_symmetric": False}),
     "padded shortcut": (padded_shortcut, {"activations": "int4"}),
-    "concatenation": (concatenated, {"activations": "int4"}),
+    "concatenation": (concatenated, {"activations": "int4", "clip": "laplace"}),
     "pooled before its ReLU": (pooled_before_relu, {"activations": "int4"}),
     "ReLU6": (separable, {}),
     "ReLU6 and 3-bit activations": (separable, {"activations": "int3", "clip": "laplace"}),
