@@ -25,6 +25,7 @@ from pytorch_quantizer.export.onnx_types import adds_exactly, check_weight_type,
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 INPUT, OUTPUT = "images", "logits"
+WORDS = {torch.int64, torch.int32}  # what embeddings read
 NEEDED = ("onnx", "onnxscript")
 
 
@@ -110,7 +111,7 @@ def _check_model(model: Any, example: Any) -> None:
     if not isinstance(example, Tensor) or example.dim() < 2 or not len(example):
         got = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise InputError(f"export_onnx needs example images [N, …] of one image or more, got {got}")
-    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} | {example.dtype}
+    kinds = {p.dtype for p in model.parameters() if p.is_floating_point()} | ({example.dtype} - WORDS)
     if kinds != {torch.float32}:
         named = ", ".join(sorted(str(kind).removeprefix("torch.") for kind in kinds))
         raise InputError(f"export_onnx takes a model and images in float32, got {named}; call model.float()")

@@ -155,6 +155,17 @@ class TestTheSameAsTheSimulation:
             assert export.label == "integer"
             assert_same(model, export.path, x, 3 * x)
 
+    def test_words_that_an_embedding_reads(self, tmp_path):
+        def forward(net, x):
+            y, _ = net.rnn(net.embed(x))
+            return net.fc(y[:, -1])
+
+        net = network(forward, embed=nn.Embedding(50, 8), rnn=nn.GRU(8, 12, batch_first=True), fc=nn.Linear(12, 4))
+        model, words = pq.quantize(net, "dynamic_w8"), torch.arange(28).reshape(4, 7)
+        export = export_onnx(model, tmp_path / "m.onnx", words)
+        assert operator_report(export.path).runs_in_integers
+        assert_same(model, export.path, words, words[:1])
+
     def test_without_a_batch(self, tmp_path):
         x = images(7, 8)
         model = pq.quantize(nn.LSTM(8, 16), "dynamic_w8", x)
