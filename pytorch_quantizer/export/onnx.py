@@ -65,6 +65,8 @@ def export_onnx(
     example: images [N, …] like those it will read; the batch is free in the file. weight_type: of weights of 8 bits and
     fewer. "auto" is exact on this CPU, and fast where both can be had: int8, but uint8 for 8 bits on x86 without VNNI;
     "int8" and "uint8" are taken at their word. storage: weights of 4 bits and fewer as INT4, for a smaller file.
+    Tensors on ranges of each batch become DynamicQuantizeLinear, and what reads them MatMulInteger, ConvInteger or
+    DynamicQuantizeLSTM; onnx_dynamic.py says where there is none.
     The file is written whole or not at all. Raises InputError for a model that isn't quantized or not in float32,
     quantizers that ONNX has no operator for, a network that torch.onnx can't export, a file beyond 2 GB, a path that
     can't be written, and where onnx or onnxscript is missing.

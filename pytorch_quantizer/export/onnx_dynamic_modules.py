@@ -18,7 +18,12 @@ Grid = tuple[Tensor, Tensor, Tensor]  # codes uint8, scale [], zero point []
 
 
 class DynamicCodes(nn.Module):
-    """x → its codes, scale and zero point on the range of x itself, as ONNX's DynamicQuantizeLinear computes them."""
+    """x → its codes, scale and zero point on the range of x itself, as ONNX's DynamicQuantizeLinear computes them.
+
+    In float32, so that the scale may be one unit in the last place off the simulation's, and the zero point of a range
+    that is centred on zero 127 for 128; NaN and ranges beyond float32 or of denormals, which the simulation refuses or
+    keeps apart, go through unseen.
+    """
 
     def forward(self, x: Tensor) -> Grid:
         """Codes in the shape of x, uint8; scale [], float32; zero point [], uint8."""
