@@ -50,8 +50,8 @@ def quantize(
     recipe: a Recipe, the name of a shipped one, or a YAML file. calibration: batches, each a float tensor of images
     [N, …] or a tuple or list that begins with one; a tensor by itself is one batch; may be None where the recipe
     quantizes weights alone, or takes ranges from each batch. statistics_file: what calibration saw of the activations,
-    read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that can't be captured is an error.
-    Batch norms are folded, in eval mode.
+    read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
+    can't be captured is an error. Batch norms are folded, in eval mode.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)
