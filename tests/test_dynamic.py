@@ -231,6 +231,11 @@ class TestRecurrentLayers:
         assert found["rnn.ih_l0.weight"] == "int8"
         assert found["rnn.ih_l0"] == "read only by rnn.hh_l0 (Recurrence), computed in float"
 
+    def test_packed_sequences_are_refused(self):
+        packed = nn.utils.rnn.pack_padded_sequence(images(4, 2, 8), torch.tensor([4, 2]))
+        with pytest.raises(InputError, match="PackedSequence has no one range; quantized layers read tensors, padded"):
+            pq.quantize(nn.LSTM(8, 8), W8)(packed)
+
     def test_cells_read_their_state_as_any_tensor(self):
         def forward(net, x):
             h = None

@@ -155,6 +155,7 @@ def _trace(model: nn.Module, opaque: dict[str, str], originals: dict[str, nn.Mod
         except Exception as error:  # whatever a foreign forward raises under tracing
             reason = _reason(error)
             if not tracer.entered:
+                reason = opaque.get("", reason)
                 raise InputError(
                     f"{type(model).__name__}.forward can't be traced by torch.fx: {reason}; move what depends on "
                     "values or on unpacked shapes into a submodule"

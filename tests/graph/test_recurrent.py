@@ -138,6 +138,10 @@ class TestWhatIsNotWrittenOut:
         assert captured.opaque == {"rnn": "nn.LSTM can't be written out: it projects its state (proj_size)"}
         assert_same(captured.graph(images(4, 6, 5)), net(images(4, 6, 5)))
 
+    def test_projected_states_of_a_layer_alone(self):
+        with pytest.raises(InputError, match=r"it projects its state \(proj_size\)"):
+            capture(nn.LSTM(5, 7, proj_size=3))
+
     def test_a_subclass_that_may_compute_anything(self):
         class Doubled(nn.LSTM):
             def forward(self, x, hx=None):

@@ -80,6 +80,10 @@ class OnlineQuantizer(IntQuantizer):
         or infinite values; on a GPU and when compiled, where asking would mean to wait, these give NaN, and an empty
         batch nothing.
         """
+        if not isinstance(x, Tensor):
+            raise InputError(
+                f"{type(x).__name__} has no one range; quantized layers read tensors, padded sequences too"
+            )
         domain = self.domain
         if observed is None and not relu and domain.support == "rectified":
             domain = replace(domain, support="nonnegative")
