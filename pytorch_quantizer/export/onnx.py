@@ -81,7 +81,7 @@ def export_onnx(
         )
     require_writable(path)
     exact = adds_exactly()
-    form = export_form(_on_cpu(model), weight_type, exact=exact)
+    form = export_form(_ready(model), weight_type, exact=exact)
     traced = _traced(form, example.detach().cpu()).model
     write_recurrences(traced, form)
     nodes, sites = name_nodes(traced, form), name_codes(traced, form)
@@ -119,16 +119,17 @@ def _check_model(model: Any, example: Any) -> None:
         raise InputError(f"export_onnx takes a model and images in float32, got {named}; call model.float()")
 
 
-def _on_cpu(model: QuantizedModel) -> QuantizedModel:
-    """The model, or a copy of it on the CPU where it lies elsewhere."""
+def _ready(model: QuantizedModel) -> QuantizedModel:
+    """The model, or a copy of it on the CPU and in eval mode where it is not in both."""
     elsewhere = any(tensor.device.type != "cpu" for tensor in model.state_dict().values())
-    return copy.deepcopy(model).cpu() if elsewhere else model
+    training = any(module.training for module in model.modules())
+    return copy.deepcopy(model).cpu().eval() if elsewhere or training else model
 
 
 def _traced(form: ExportForm, example: Tensor) -> Any:
     """What torch.onnx makes of the form, any number of images in a batch."""
     pair = example[:1].expand(2, *example.shape[1:]).contiguous()  # torch.export takes a batch of one for a constant
-    graph = form.graph.eval()
+    graph = form.graph.eval()  # its own mode; its modules, some of them the model's, are in it
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own deprecations

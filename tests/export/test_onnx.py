@@ -361,6 +361,14 @@ class TestTheFile:
         assert torch.equal(model(x), before[0])
         assert (str(model.graph), {name: type(m) for name, m in model.named_modules()}) == before[1:]
 
+    def test_a_model_in_training_mode_stays_in_it(self, tmp_path):
+        net = sequence(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AvgPool2d(2), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        model, x = quantized(net), images(4, 3, 8, 8)
+        expected = model(x)
+        export_onnx(model.train(), tmp_path / "m.onnx", x)
+        assert all(module.training for module in model.modules())
+        torch.testing.assert_close(OnnxRuntimeModel(tmp_path / "m.onnx")(x), expected, rtol=1e-3, atol=1e-3)
+
     def test_is_written_whole_or_not_at_all(self, tmp_path, monkeypatch):
         path = tmp_path / "model.onnx"
         path.write_text("old")
