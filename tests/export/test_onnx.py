@@ -105,7 +105,7 @@ IN_INTEGERS = {
     "weights of one scale": (residual, {"weight_granularity": "per_tensor"}),
     "affine weights": (residual, {"weight_symmetric": False}),
     "padded shortcut": (padded_shortcut, {"activations": "int4"}),
-    "concatenation": (concatenated, {"activations": "int4", "clip": "laplace"}),
+    "concatenation": (concatenated, {"activations": "int4"}),
     "pooled before its ReLU": (pooled_before_relu, {"activations": "int4"}),
     "ReLU6": (separable, {}),
     "ReLU6 and 3-bit activations": (separable, {"activations": "int3", "clip": "laplace"}),
@@ -218,6 +218,15 @@ class TestInIntegers:
         agrees(model, runtime, x)
         assert report.floats == ["a"]  # its result has two grids, an integer kernel one; additions are done for each
         assert list(report.table[report.table["kind"] == "addition"]["name"]) == ["add", "add@2", "add_1"]
+
+    def test_a_concatenation_saturates_where_its_parts_do_not(self, exported):
+        model, x = quantized(concatenated(), activations="int4"), images(8, 3, 8, 8)
+        quantizer = next(site.quantizer for site in model.sites if site.name == "cat")
+        quantizer.scale = quantizer.scale / 4
+        _, runtime, _ = exported(model, x)
+        found, expected = runtime.codes(x)["cat"], simulated_codes(model, x)[1]["cat"]
+        assert (expected[:, 4:] == 15).any()
+        same_codes({"cat": found}, {"cat": expected})
 
 
 class TestWeights:
