@@ -90,8 +90,10 @@ def heading(timing: Timing) -> str:
 def runs_as(rates: Measured) -> str:
     """What computes a row and in which numbers, with what of it stays in float."""
     left = rates["floats"]
-    named = f"{', '.join(left[:NAMED])}{', …' if left[NAMED:] else ''}"
-    partly = f"; {len(left)} layers and additions in float ({named})" if left else ""
+    named = ", ".join(left[:NAMED])
+    partly = f"; {named} in float" if left else ""
+    if left[NAMED:]:
+        partly = f"; {len(left)} layers and additions in float ({named}, …)"
     return f"{rates['execution']}, {rates['runtime']}{partly}"
 
 

@@ -4,6 +4,8 @@ import math
 
 import pytest
 
+from pytorch_quantizer import Recipe
+from pytorch_quantizer.experiments import reproduce
 from pytorch_quantizer.experiments.reproduce import (
     ONNX_RUNTIME,
     RESNET18_CIFAR10,
@@ -66,6 +68,10 @@ class TestBits:
 
 
 class TestInt8:
+    def test_int4_with_narrow_shortcuts_is_the_shipped_recipe_but_for_them(self):
+        narrow, shipped = reproduce.INT4_ALONE, Recipe.load("w4a4_statistical")
+        assert narrow == shipped.replace(name=narrow.name, wide_residual=False)
+
     def test_one_row_is_not_fused(self):
         assert [row.name for row in RESNET20_INT8.rows if not row.fused] == ["int8, not fused"]
 
