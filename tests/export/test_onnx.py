@@ -177,7 +177,8 @@ class TestInIntegers:
         x = images(*SHAPES.get(case, (8, 3, 8, 8)))
         model = quantized(make(), x, **fields)
         export, runtime, report = exported(model, x)
-        assert report.runs_in_integers, str(report)
+        assert report.runs_in_integers
+        assert report.table["integer"].all(), str(report)
         assert not export.simulated
         assert export.label == runtime.label == "integer"
         agrees(model, runtime, x)
