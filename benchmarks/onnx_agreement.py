@@ -2,7 +2,7 @@
 
 python benchmarks/onnx_agreement.py --data ../shared/data [--json benchmarks/results/onnx_agreement.json] [--parts …]
 
-DATA as for accuracy.py. Predictions are compared on all of CIFAR-10's test images and on the ImageNet images that are
+DATA and calibration as for accuracy.py. Predictions are compared on all of CIFAR-10's test images and on the ImageNet images that are
 there; ResNet-18's weights are random, and so are those of the models of which only the operators are asked. Codes are
 compared tensor by tensor on the first images, each model running by itself: what differs once differs downstream.
 """
@@ -111,7 +111,7 @@ def imagenet_rows(folder: Path, path: Path) -> Iterator[Row]:
     for name, recipe in ON_IMAGENET:
         arguments = weights[name]
         images = load_dataset("imagenet", folder, split="test", preprocessing=default_preprocessing(name, "imagenet"))
-        calibration = calibration_loader(images, 256, batch_size=BATCH, seed=0)
+        calibration = calibration_loader(images, SAMPLES, batch_size=BATCH, seed=0)
         quantized = pq.quantize(create_model(name, **arguments), recipe, calibration, progress=False)
         label = f"{name} {recipe}{'' if arguments else ', random weights'}"
         yield from agreement_rows(label, quantized, make_loader(images, BATCH), path)
