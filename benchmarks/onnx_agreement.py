@@ -2,9 +2,10 @@
 
 python benchmarks/onnx_agreement.py --data ../shared/data [--json benchmarks/results/onnx_agreement.json] [--parts …]
 
-DATA and calibration as for accuracy.py. Predictions are compared on all of CIFAR-10's test images and on the ImageNet images that are
-there; ResNet-18's weights are random, and so are those of the models of which only the operators are asked. Codes are
-compared tensor by tensor on the first images, each model running by itself: what differs once differs downstream.
+DATA and calibration as for accuracy.py. Predictions are compared on all of CIFAR-10's test images and on the ImageNet
+images that are there; ResNet-18's weights are random, and so are those of the models of which only the operators are
+asked. Codes are compared tensor by tensor on the first images, each model running by itself: what differs once differs
+downstream.
 """
 
 import argparse
@@ -64,13 +65,12 @@ def main() -> None:
     options = parser.parse_args()
     if options.json:
         require_writable(options.json)
-    kept = json.loads(options.json.read_text())["rows"] if options.json and options.json.is_file() else []
-    rows = {part: [row for row in kept if row["part"] == part] for part in PARTS}
+    parts = json.loads(options.json.read_text())["parts"] if options.json and options.json.is_file() else {}
     for part in options.parts:
-        rows[part] = [{"part": part, **vars(row)} for row in shown(part_rows(part, options.data))]
+        rows = [vars(row) for row in shown(part_rows(part, options.data))]
+        parts[part] = {**provenance(), "rows": rows}
         if options.json:
-            whole = [row for group in rows.values() for row in group]
-            text = json.dumps({**provenance(), "rows": whole}, indent=1, ensure_ascii=False)
+            text = json.dumps({"parts": parts}, indent=1, ensure_ascii=False)
             write_atomically(options.json, f"{text}\n".encode())
 
 
@@ -147,12 +147,12 @@ def agreement_rows(what: str, model: pq.QuantizedModel, loader: Any, path: Path)
 def tensor_row(what: str, model: nn.Module, runtime: OnnxRuntimeModel, images: Tensor) -> Row:
     """Which tensors' codes differ from the simulation's, and by how many: a report, with no bar of its own."""
     tensors = differences(runtime.codes(images), simulated_codes(model, images)[1])
-    differing = [name for name, row in tensors.items() if row["differing"]]
+    differing = {name: row for name, row in tensors.items() if row["differing"]}
     share = max((row["differing"] / row["places"] for row in tensors.values()), default=0.0)
     most = max((row["most"] for row in tensors.values()), default=0)
     first = next(iter(differing), "none")
     words = f"{len(differing)} of {len(tensors)}, first {first}, {share:.3%} of codes at the most, by up to {most}"
-    return Row(f"{what}: tensors that differ", words, "-", True, {"images": len(images), "tensors": tensors})
+    return Row(f"{what}: tensors that differ", words, "-", True, {"images": len(images), "tensors": differing})
 
 
 def reference_row(what: str, model: pq.QuantizedModel, runtime: OnnxRuntimeModel, images: Tensor) -> Row:
@@ -186,7 +186,8 @@ def operator_row(name: str, path: Path) -> Row:
     words = ", ".join(f"{kind} {row['sum']}/{row['size']}" for kind, row in counts.iterrows())
     asked = name in IN_INTEGERS
     apart = float((OnnxRuntimeModel(path)(images) - model(images)).abs().max() / model(images).abs().max())
-    details = {"operators": report.table.to_dict("records"), "logits_apart": apart}
+    in_float = report.table[~report.table["integer"]].drop(columns="integer")
+    details = {"in_float": in_float.to_dict("records"), "logits_apart": apart}
     required = "every layer and addition" if asked else "-"
     return Row(f"{name}: in integers", words, required, report.runs_in_integers or not asked, details)
 
