@@ -12,7 +12,7 @@ from pytorch_quantizer.quantization.recipe import Recipe
 PYTORCH, ONNX_RUNTIME = "PyTorch", "ONNX Runtime"
 
 INT16 = Recipe(name="w16a16", weights="int16", activations="int16")
-# w4a4_statistical without wide_residual, by which a convolution's result is on two grids and ONNX Runtime leaves it float.
+# w4a4_statistical without wide_residual, which puts a convolution's result on two grids: ONNX Runtime leaves it float.
 INT4_ALONE = Recipe(
     name="w4a4_statistical --wide-residual false",
     weights="int4",
