@@ -17,7 +17,7 @@ from pytorch_quantizer.export.onnx_session import session
 INTEGER = {"QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger", "DynamicQuantizeMatMul", "NhwcMaxPool"}
 INTEGER |= {"DynamicQuantizeLSTM"}
 SUFFIX = r"(_token_\d+|_nchwc)*"  # what the runtime puts behind the name of a node that it replaced
-NOT_FOUND = "(not found)"
+NOT_FOUND = "part of another"
 SHOWN = 4  # names of a kind in what people read
 LAYERS = ("convolution", "linear", "recurrent")
 
