@@ -5,6 +5,10 @@ from pytorch_quantizer.calibration.statistics_file import load_statistics, merge
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import evaluate
 from pytorch_quantizer.export.checkpoint import load, save
+from pytorch_quantizer.export.integer import IntegerModel
+from pytorch_quantizer.export.onnx import OnnxExport, export_onnx
+from pytorch_quantizer.export.onnx_report import OperatorReport, operator_report
+from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.fold import fold
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -18,6 +22,10 @@ from pytorch_quantizer.quantize import quantize
 __all__ = [
     "InputError",
     "IntQuantizer",
+    "IntegerModel",
+    "OnnxExport",
+    "OnnxRuntimeModel",
+    "OperatorReport",
     "Override",
     "QParams",
     "QuantizedModel",
@@ -28,10 +36,12 @@ __all__ = [
     "backend",
     "capture",
     "evaluate",
+    "export_onnx",
     "fold",
     "load",
     "load_statistics",
     "merge_statistics",
+    "operator_report",
     "quantize",
     "save",
     "save_statistics",
