@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -85,6 +86,21 @@ def quantize_bias(accumulator: Accumulator) -> Site:
     layer.bias = nn.Parameter(quantizer(bias.detach()), requires_grad=bias.requires_grad)
     layer.add_module("bias_quantizer", quantizer)
     return replace(site, quantizer=quantizer)
+
+
+@torch.no_grad()
+def renew_biases(model: fx.GraphModule, found: Iterable[Accumulator]) -> None:
+    """Put the biases of a simulated model on the grids that learned scales have left, in place.
+
+    found: ``accumulators`` of the float graph, under the sites whose quantizers the model runs.
+    """
+    for accumulator in found:
+        layer: Any = model.get_submodule(str(accumulator.node.target))
+        quantizer = getattr(layer, "bias_quantizer", None)
+        if accumulator.grid is not None and isinstance(quantizer, BiasQuantizer):
+            input_scale, weight = accumulator.grid
+            quantizer.input_scale = input_scale.float()
+            layer.bias.copy_(quantizer.rescale(scale_of_outputs(layer, weight))(layer.bias))
 
 
 def _refine_channels_of_zeros(layer: Layer, weight: Quantizer) -> None:
