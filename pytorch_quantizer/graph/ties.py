@@ -46,11 +46,11 @@ def move_off_ties(model: QuantizedModel) -> int:
     """
     calls, moved = Counter(str(node.target) for node, _ in layer_nodes(model)), 0
     for node, layer in layer_nodes(model):
-        weight, input_scale = getattr(layer, "weight_quantizer", None), _input_scale(model, node)
+        weight, scale_read = getattr(layer, "weight_quantizer", None), input_scale(model, node)
         grids = [grid for grid in _readers(model, node) if grid.bits <= MOST_BITS]
-        if not isinstance(weight, IntQuantizer) or input_scale is None or not grids or calls[str(node.target)] > 1:
+        if not isinstance(weight, IntQuantizer) or scale_read is None or not grids or calls[str(node.target)] > 1:
             continue
-        scale = clear_scale(weight.scale, input_scale, grids)
+        scale = clear_scale(weight.scale, scale_read, grids)
         changed = scale != weight.scale
         if bool(changed.any()):
             _rescale(layer, weight, scale, changed)
@@ -110,8 +110,8 @@ def _rescale(layer: Layer, weight: IntQuantizer, scale: Tensor, changed: Tensor)
         layer.bias.copy_(bias.rescale(scale_of_outputs(layer, weight))(layer.bias))
 
 
-def _input_scale(model: QuantizedModel, node: fx.Node) -> Tensor | None:
-    """The scale of the one grid that a layer's input lies on, None where there is none."""
+def input_scale(model: QuantizedModel, node: fx.Node) -> Tensor | None:
+    """The scale of the one grid that a simulated layer's input lies on, None where there is none."""
     source = tensor_inputs(node)[0]
     while keeps_values(model, source):
         (source,) = kept_operands(model, source)
