@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pytorch_quantizer.calibration.allocate import allocate_channels, mix_precisions
+from pytorch_quantizer.calibration.allocate import allocate_channels
 from pytorch_quantizer.calibration.calibrate import (
     device_of,
     images_of,
@@ -19,6 +20,8 @@ from pytorch_quantizer.calibration.calibrate import (
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.fit import fit
 from pytorch_quantizer.calibration.measured import measure
+from pytorch_quantizer.calibration.mix_precisions import mix_precisions
+from pytorch_quantizer.calibration.width_errors import width_errors
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.digest import network_digest
@@ -68,7 +71,8 @@ def quantize(
     sites = place(graph, recipe, reasons)
     measured = measure(graph, sites, recipe, batches, statistics_file=statistics_file, progress=progress)
     if recipe.mixed_precision != "none":
-        recipe = mix_precisions(graph, sites, measured.statistics, recipe)
+        errors = partial(width_errors, graph, measured, reasons, progress=progress)
+        recipe = mix_precisions(graph, sites, measured.statistics, recipe, errors)
         sites = place(graph, recipe, reasons)
     sites = allocate_channels(graph, sites, measured.statistics, recipe)
     corrections = list_corrections(recipe)

@@ -89,15 +89,18 @@ class Measured:
         """Why images are needed, for an error's text; statistics: those of activations too."""
         if statistics and self._activations:
             return "quantizes activations"
+        if self.recipe.mixed_precision_criterion == "measured":
+            return "measures what widths cost"
         return "chooses weights by their outputs" if self._inputs else "corrects what quantization shifts"
 
     def needs_images(self, statistics: bool) -> bool:
         """Whether anything has to be measured on images; statistics: those of activations too."""
-        return (statistics and self._activations) or bool(self._inputs) or self._corrects_by_images
+        return (statistics and self._activations) or bool(self._inputs) or self._keeps_images
 
     @property
-    def _corrects_by_images(self) -> bool:
-        return any(correction.needs_images for correction in list_corrections(self.recipe))
+    def _keeps_images(self) -> bool:
+        measures = self.recipe.mixed_precision_criterion == "measured"
+        return measures or any(correction.needs_images for correction in list_corrections(self.recipe))
 
     def keep_some(self, batches: Iterable[Any]) -> Iterator[Any]:
         """The batches; the first images of them are kept for corrections, as many as the recipe says.
@@ -105,7 +108,7 @@ class Measured:
         At most as many as take CORRECTION_BYTES, with a warning: the same number on every machine. Raises InputError
         where this one has no room for them.
         """
-        wanted = self.recipe.correction_images if self._corrects_by_images else 0
+        wanted = self.recipe.correction_images if self._keeps_images else 0
         room, kept = _Room(self.graph, self.device), 0
         for batch in batches:
             images = next(images_of([batch], self.device))

@@ -5,6 +5,7 @@ Which tensors that concerns is graph/'s business.
 from __future__ import annotations
 
 import difflib
+import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -40,6 +41,7 @@ CHOICES = {
     "activation_allocation": ALLOCATIONS,
     "allocation_prior": ("laplace", "gaussian"),
     "mixed_precision": ("none", "weights", "activations", "both"),
+    "mixed_precision_criterion": ("noise", "measured"),
     "weight_correction": CORRECTIONS,
     "weight_correction_form": FORMS,
     "activation_correction": ACTIVATION_CORRECTIONS,
@@ -129,6 +131,15 @@ class Recipe:
     mixed_precision_budget: float | None = _setting(
         None, "mean bits of a value that mixed_precision spends, unless given what the number types have"
     )
+    mixed_precision_criterion: str = _setting(
+        "noise", "what mixed_precision keeps small: noise, predicted; or measured, each width's error at the outputs"
+    )
+    mixed_precision_size: float | None = _setting(
+        None, "what mixed_precision lets all weights take: bytes, or at most 1 the share of their float32 size"
+    )
+    mixed_precision_bit_operations: float | None = _setting(
+        None, "billions of bit operations of an image, MACs times both bits, that mixed_precision keeps to"
+    )
     equalize: bool = _setting(False, "cross-layer equalization of weights before anything else")
     weight_correction: str = _setting("none", "weights' moments given back: none, mean, variance or both")
     weight_correction_form: str = _setting("corrected", "corrected, or paper: equation 13 as printed")
@@ -197,6 +208,7 @@ class Recipe:
         self._check_dynamic()
         self._check_integers()
         self._check_budget()
+        self._check_other_budgets()
         if self.weight_allocation != "none" and self.weight_granularity != "per_channel":
             raise InputError("weight_allocation gives each channel its bits: set weight_granularity per_channel")
 
@@ -232,6 +244,20 @@ class Recipe:
             raise InputError(f"mixed_precision_budget must be from 2 to 8 bits a value, or left out, got {budget!r}")
         if self.mixed_precision == "none":
             raise InputError("mixed_precision_budget needs mixed_precision: weights, activations or both")
+
+    def _check_other_budgets(self) -> None:
+        for name in ("mixed_precision_size", "mixed_precision_bit_operations"):
+            given = getattr(self, name)
+            if given is None:
+                continue
+            if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+                raise InputError(f"{name} must be a positive number, or left out, got {given!r}")
+            if self.mixed_precision == "none":
+                raise InputError(f"{name} needs mixed_precision: weights, activations or both")
+        if self.mixed_precision_size is not None and self.mixed_precision == "activations":
+            raise InputError("mixed_precision_size limits weights: set mixed_precision weights or both")
+        if self.mixed_precision_criterion != "noise" and self.mixed_precision == "none":
+            raise InputError("mixed_precision_criterion needs mixed_precision: weights, activations or both")
 
     def _check_deployable(self) -> None:
         wanted = [self.weights, self.activations, self.residual, self.first, self.last]

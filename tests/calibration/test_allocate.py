@@ -1,17 +1,11 @@
-"""Bits divided among channels and layers: the total is kept, and who is quieter gets fewer."""
-
-from dataclasses import replace
-from itertools import product
-from types import SimpleNamespace
+"""Bits divided among channels: the total is kept, and who is quieter gets fewer."""
 
 import pytest
 import torch
 from networks import images, sequence
 from torch import nn
 
-from pytorch_quantizer import InputError, IntQuantizer, Override, Recipe, Site, TensorStatistics, quantize
-from pytorch_quantizer.calibration.allocate import mix_precisions
-from pytorch_quantizer.quantization.distributions import DISTRIBUTIONS, Laplace
+from pytorch_quantizer import InputError, Recipe, quantize
 from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
 
 PAPER = Recipe(
@@ -119,149 +113,6 @@ def test_what_allows_no_allocation_is_named():
         quantize(net(), PAPER.replace(first="int4"), [poisoned])
 
 
-class TestMixedPrecision:
-    RECIPE = Recipe(weights="int4", activations="int4", mixed_precision="weights")
-
-    def bits(self, model):
-        return {
-            site.name: (site.quantizer.bits, model.get_parameter(site.node).numel())
-            for site in model.sites
-            if site.kind == "weight"
-        }
-
-    def test_takes_bits_from_who_needs_them_least(self):
-        """Two layers of one size: of weights ±1 rounding makes more noise to signal than of single large ones."""
-        model = sequence(*(nn.Conv2d(64, 64, 1) for _ in range(4)))
-        with torch.no_grad():
-            model.body[1].weight.copy_(model.body[1].weight.sign())
-            model.body[2].weight.copy_(torch.eye(64).view(64, 64, 1, 1))
-        bits = self.bits(quantize(model, self.RECIPE, [images(2, 64, 6, 6)]))
-        assert bits["body.1.weight"][0] > 4 > bits["body.2.weight"][0]
-        assert bits["body.1.weight"][0] + bits["body.2.weight"][0] <= 8
-        assert bits["body.0.weight"][0] == bits["body.3.weight"][0] == 8
-
-    @pytest.mark.parametrize("prior", ["laplace", "gaussian"])
-    def test_weights_of_different_sizes_are_divided_as_of_all_choices_the_best(self, prior):
-        layers = [
-            nn.Conv2d(3, 16, 1),
-            nn.Conv2d(16, 32, 3),
-            nn.Conv2d(32, 8, 1),
-            nn.Conv2d(8, 24, 1),
-            nn.Conv2d(24, 2, 1),
-        ]
-        model = sequence(*layers)
-        with torch.no_grad():
-            layers[1].weight.pow_(5)
-            layers[2].weight *= 10
-            layers[3].weight *= 4.0 ** torch.arange(24).sub(12).view(-1, 1, 1, 1)
-        middle = [layer.weight.detach().double().flatten(1) for layer in layers[1:4]]
-        sizes = [weight.numel() for weight in middle]
-        spreads = [weight.var(1, correction=0).sum() for weight in middle]
-        b = [(weight - weight.mean(1, keepdim=True)).abs().mean(1).square().sum() for weight in middle]
-        shares = [float(x / y) for x, y in zip(b, spreads, strict=True)] if prior == "laplace" else [1.0] * 3
-        unit = DISTRIBUTIONS[prior]
-
-        def cost(widths):
-            return sum(share * unit.minimum_mse(width) for share, width in zip(shares, widths, strict=True))
-
-        budget = 4 * sum(sizes)
-        choices = product(range(2, 9), repeat=3)
-        fitting = [c for c in choices if sum(n * width for n, width in zip(sizes, c, strict=True)) <= budget]
-        bits = self.bits(quantize(model, self.RECIPE.replace(allocation_prior=prior), [images()]))
-        found = tuple(bits[f"body.{index}.weight"][0] for index in (1, 2, 3))
-        assert found in fitting
-        assert (found == (4, 4, 4)) == (prior == "gaussian")
-        assert cost(found) == pytest.approx(min(map(cost, fitting)), rel=1e-9)
-
-    @pytest.mark.parametrize("what", ["weights", "activations"])
-    def test_what_an_override_asks_for_stays(self, what):
-        model = sequence(*(nn.Conv2d(16, 16, 1) for _ in range(5)))
-        with torch.no_grad():
-            model.body[2].weight.copy_(torch.eye(16).view(16, 16, 1, 1))  # needs least
-        given = Override("body.2", **{what: "int7"})
-        recipe = self.RECIPE.replace(mixed_precision=what, mixed_precision_budget=3, overrides=(given,))
-        found = by_name(quantize(model, recipe, [images(2, 16, 6, 6)]))
-        assert found["body.2.weight" if what == "weights" else "body.1"].quantizer.bits == 7
-
-    def test_both_are_each_by_itself_behind_what_was_overridden_already(self):
-        given = Override("body.0", weights="int6")
-        found = {}
-        for what in ("weights", "activations", "both"):
-            recipe = self.RECIPE.replace(mixed_precision=what, mixed_precision_budget=5, overrides=(given,))
-            found[what] = quantize(net(), recipe, [images()]).recipe.overrides
-            assert found[what][0] == given
-            assert len(found[what]) > 1
-        assert found["both"] == found["weights"] + found["activations"][1:]
-
-    def test_is_deployable_and_its_recipe_can_be_used_again(self):
-        mixed = quantize(net(), self.RECIPE, [images()])
-        assert mixed.recipe.deployable
-        assert mixed.recipe.mixed_precision == "none"
-        again = quantize(net(), mixed.recipe, [images()])
-        assert torch.equal(again(images()), mixed(images()))
-
-    @pytest.mark.parametrize("budget", [2, 2.5, 3.75, 5.2])
-    def test_a_budget_of_its_own_is_kept_and_spent(self, budget):
-        model = sequence(*(nn.Conv2d(16, 16, 1) for _ in range(7)))
-        recipe = self.RECIPE.replace(mixed_precision_budget=budget)
-        middle = [bits for bits, _ in self.bits(quantize(model, recipe, [images(2, 16, 6, 6)])).values()][1:-1]
-        assert sum(middle) == int(budget * len(middle))  # layers of one size: to the last whole bit
-
-    def test_a_budget_that_cannot_be_met(self):
-        """What an addition reads keeps its 4 bits: 3 bits a value are too few."""
-        with pytest.raises(InputError, match=r"mixed_precision_budget must be at least 4\.00 bits .* activations"):
-            TestShares().mixed({"x": ("a", "add"), "y": ("b", "add")}, {"x": 1.0, "y": 1.0}, {"x": 9, "y": 9}, budget=3)
-
-    def test_activations(self):
-        mixed = quantize(net(), self.RECIPE.replace(mixed_precision="activations"), [images()])
-        sites = {site.name: site.quantizer.bits for site in mixed.sites if site.name in ("body.1", "body.3")}
-        values = {"body.1": 16 * 64, "body.3": 32 * 64}
-        assert sum(sites[name] * values[name] for name in sites) <= 4 * sum(values.values())
-        assert sites["body.1"] >= sites["body.3"]
-        assert self.bits(mixed)["body.2.weight"][0] == 4
-
-    def test_one_bit_takes_no_part(self):
-        mixed = quantize(net(), self.RECIPE.replace(weights="int1"), [images()])
-        assert {width for width, _ in self.bits(mixed).values()} == {1, 8}
-
-
 def test_online_activations_have_nothing_to_be_allocated_by():
     with pytest.raises(InputError, match="set statistics offline"):
         PAPER.replace(statistics="online")
-
-
-class TestShares:
-    """mix_precisions on tensors whose noise to signal is prescribed: b² over σ²."""
-
-    def mixed(self, readers, shares, sizes, budget=None):
-        sites, statistics, nodes = [], {}, []
-        for name, read_by in readers.items():
-            quantizer = IntQuantizer(4, signed=False, symmetric=False)
-            sites.append(Site(name, "activation", read_by, quantizer, node=name, observed=name))
-            measured = TensorStatistics.from_tensor(torch.linspace(-1, 1, 10))
-            spread = measured.variance.mul(shares[name]).sqrt()
-            statistics[name] = replace(measured, abs_dev=spread)
-            nodes.append(SimpleNamespace(name=name, meta={"shape": (2, sizes[name])}))
-        graph = SimpleNamespace(graph=SimpleNamespace(nodes=nodes))
-        recipe = Recipe(activations="int4", mixed_precision="activations", mixed_precision_budget=budget)
-        found = mix_precisions(graph, tuple(sites), statistics, recipe)
-        return {override.layers: override.activations for override in found.overrides}
-
-    @pytest.mark.parametrize("sizes", [(10, 10, 10), (10, 9, 30), (40, 20, 10)])
-    def test_are_the_best_of_all_that_fit_and_only_what_changes_is_overridden(self, sizes):
-        shares, sizes = {"x": 1.0, "y": 1 / 20, "z": 1 / 4}, dict(zip("xyz", sizes, strict=True))
-        fitting = [
-            dict(zip("xyz", widths, strict=True))
-            for widths in product(range(2, 9), repeat=3)
-            if sum(width * size for width, size in zip(widths, sizes.values(), strict=True)) <= 4 * sum(sizes.values())
-        ]
-        best = min(fitting, key=lambda widths: sum(shares[n] * Laplace().minimum_mse(w) for n, w in widths.items()))
-        found = self.mixed({"x": ("a", "a2"), "y": ("b",), "z": ("c",)}, shares, sizes)
-        readers = {"x": ("a", "a2"), "y": ("b",), "z": ("c",)}
-        assert found == {r: f"int{w}" for n, w in best.items() if w != 4 for r in readers[n]}
-        assert found
-
-    def test_a_reader_of_two_tensors_is_not_overridden_and_keeps_its_bits(self):
-        shares, sizes = {"x": 1.0, "y": 1 / 20, "z": 1 / 20}, dict.fromkeys("xyz", 10)
-        found = self.mixed({"x": ("a",), "y": ("b", "add"), "z": ("add",)}, shares, sizes)
-        assert found == {}  # y can't have fewer than the addition asks for, z has no reader of its own

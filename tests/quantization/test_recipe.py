@@ -25,6 +25,9 @@ ODD = Recipe(
     allocation_prior="gaussian",
     mixed_precision="weights",
     mixed_precision_budget=3.5,
+    mixed_precision_criterion="measured",
+    mixed_precision_size=0.125,
+    mixed_precision_bit_operations=0.5,
     equalize=True,
     weight_correction="mean",
     activation_correction="mean",
@@ -88,6 +91,28 @@ class TestMixedPrecisionBudget:
     def test_nothing_to_spend_it_on(self):
         with pytest.raises(InputError, match="mixed_precision_budget needs mixed_precision: weights, activations or"):
             Recipe(mixed_precision_budget=4)
+
+    @pytest.mark.parametrize("name", ["mixed_precision_size", "mixed_precision_bit_operations"])
+    @pytest.mark.parametrize("given", [0, -1, float("nan"), float("inf"), True, "3"])
+    def test_other_budgets_out_of_their_rule(self, name, given):
+        with pytest.raises(InputError, match=f"{name} must be a positive number, or left out, got"):
+            Recipe(mixed_precision="weights", **{name: given})
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {"mixed_precision_size": 0.1},
+            {"mixed_precision_bit_operations": 1},
+            {"mixed_precision_criterion": "measured"},
+        ],
+    )
+    def test_nothing_to_divide(self, fields):
+        with pytest.raises(InputError, match=f"{next(iter(fields))} needs mixed_precision: weights, activations or"):
+            Recipe(**fields)
+
+    def test_a_size_is_that_of_weights(self):
+        with pytest.raises(InputError, match="mixed_precision_size limits weights"):
+            Recipe(mixed_precision="activations", mixed_precision_size=0.1)
 
 
 class TestYaml:
