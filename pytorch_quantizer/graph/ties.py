@@ -3,8 +3,8 @@ How integers are put on a grid is export/requantize.py's business; what grids th
 
 A layer's sums are whole multiples n·s_x·s_w, which the next tensor's grid rounds: v = n·m, m = s_x·s_w / s_y. Where
 some n·m comes as near to a half k + ½ as float32's noise, a simulation falls to one side and integer kernels, or the
-simulation on another machine, to the other, each time that this sum n occurs. On few levels that changes predictions.
-A scale that differs by a few parts in a million has no such n, and costs nothing.
+simulation on another machine, to the other, each time that this sum n occurs; one such code makes many others differ.
+A scale that differs by some parts in a million has no such n, and costs nothing.
 """
 
 from __future__ import annotations
@@ -31,15 +31,17 @@ from pytorch_quantizer.graph.rescale import scale_of_outputs
 from pytorch_quantizer.quantization.qparams import QParams
 from pytorch_quantizer.quantization.qtypes import IntQuantizer
 
-MOST_BITS = 6  # wider grids have more ties than a scale can avoid, and a code there is little
+MOST_BITS = 8  # wider grids have more ties than a scale can avoid, and a code there is little
 CLEARANCE = 2.0**-20  # from a tie, of the grid's width: float32 sums of a few thousand terms err by less
+MOST_CLEARANCE = 2.0**-15  # in codes: of the 255 ties of 8 bits few scales are farther
 STEP, STEPS = 2.0**-20, 256  # of a scale: it moves by 0.024 % at the most
-AT_ONCE = 64  # steps that are tried together
+AT_ONCE = 16  # steps that are tried together
+CACHED = 2**17  # distances that are computed together: a megabyte, which caches hold
 
 
 @torch.no_grad()
 def move_off_ties(model: QuantizedModel) -> int:
-    """Nudge weights' scales, in place, until no sum of a layer lies on a tie of a grid of few levels that reads it.
+    """Nudge weights' scales, in place, until no sum of a layer lies on a tie of a grid of 8 bits or fewer behind it.
 
     Codes stay; weights, and biases' grids, follow their scales. Where no scale within reach is clear of every tie, the
     one that keeps farthest from them serves. Returns how many scales were moved.
@@ -51,10 +53,10 @@ def move_off_ties(model: QuantizedModel) -> int:
         if not isinstance(weight, IntQuantizer) or scale_read is None or not grids or calls[str(node.target)] > 1:
             continue
         scale = clear_scale(weight.scale, scale_read, grids)
-        changed = scale != weight.scale
-        if bool(changed.any()):
-            _rescale(layer, weight, scale, changed)
-            moved += int(changed.sum())
+        changed = int((scale != weight.scale).sum())
+        if changed:
+            _rescale(layer, weight, scale)
+            moved += changed
     return moved
 
 
@@ -79,15 +81,22 @@ def clear_scale(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Ten
 
 
 def clearance(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Tensor:
-    """For each scale, any shape: the least |n·m − (k + ½)| over sums n, ties k and grids, in CLEARANCE of the width."""
+    """For each scale, any shape: the least |n·m − (k + ½)| over sums n, ties k and grids, in what a grid asks for."""
     found = torch.full(scale.shape, torch.inf, dtype=torch.float64, device=scale.device)
     for grid in grids:
-        multiplier = (input_scale * scale / grid.scale).double().unsqueeze(-1)
+        multipliers = (input_scale * scale / grid.scale).double().flatten()
         lowest = grid.qmin - int(grid.zero_point)
         ties = torch.arange(lowest, lowest + grid.qmax - grid.qmin, device=scale.device).double() + 0.5
-        apart = (torch.round(ties / multiplier) * multiplier - ties).abs().amin(-1)
-        found = torch.minimum(found, apart / (CLEARANCE * 2.0**grid.bits))
+        apart = torch.cat([_nearest(part, ties) for part in multipliers.split(max(1, CACHED // len(ties)))])
+        found = torch.minimum(found, apart.reshape(scale.shape) / min(CLEARANCE * 2.0**grid.bits, MOST_CLEARANCE))
     return found
+
+
+def _nearest(multipliers: Tensor, ties: Tensor) -> Tensor:
+    """How near a multiple of each comes to any tie, [C] and [K] → [C]."""
+    sums = ties / multipliers.unsqueeze(1)
+    sums -= sums.round()
+    return sums.abs_().amin(1) * multipliers
 
 
 def _steps(device: torch.device) -> Tensor:
@@ -96,32 +105,24 @@ def _steps(device: torch.device) -> Tensor:
     return torch.stack([count, -count], 1).flatten() * STEP
 
 
-def _rescale(layer: Layer, weight: IntQuantizer, scale: Tensor, changed: Tensor) -> None:
-    """Give a layer's weight another scale where it changed, and its bias the grid that follows."""
+def _rescale(layer: Layer, weight: IntQuantizer, scale: Tensor) -> None:
+    """Give a layer's weight another scale, and its bias the grid that follows; codes stay."""
     axis = int(isinstance(layer, TRANSPOSED))
     values = layer.weight.movedim(axis, 0) if scale.dim() else layer.weight[None]
-    which, old, new = changed.reshape(-1), weight.scale.reshape(-1), scale.reshape(-1)
-    shape = [-1] + [1] * (values.dim() - 1)
-    offsets = torch.round(values[which] / old[which].reshape(shape))  # q − z, whole numbers: exactly
-    values[which] = offsets * new[which].reshape(shape)
+    old, new = (part.reshape([-1] + [1] * (values.dim() - 1)) for part in (weight.scale, scale))
+    values.div_(old).round_().mul_(new)  # q − z in between, whole numbers: exactly
     weight.scale = scale
     bias = getattr(layer, "bias_quantizer", None)
     if bias is not None and layer.bias is not None:
         layer.bias.copy_(bias.rescale(scale_of_outputs(layer, weight))(layer.bias))
 
 
-def input_quantizer(model: QuantizedModel, node: fx.Node) -> fx.Node | None:
-    """The call of the quantizer on whose one grid a simulated layer's input lies, None where there is none."""
+def input_scale(model: QuantizedModel, node: fx.Node) -> Tensor | None:
+    """The scale of the one grid that a simulated layer's input lies on, None where there is none."""
     source = tensor_inputs(node)[0]
     while keeps_values(model, source):
         (source,) = kept_operands(model, source)
-    return None if _grid(model, source) is None else source
-
-
-def input_scale(model: QuantizedModel, node: fx.Node) -> Tensor | None:
-    """The scale of that grid."""
-    source = input_quantizer(model, node)
-    grid = None if source is None else _grid(model, source)
+    grid = _grid(model, source)
     return None if grid is None else grid.scale
 
 

@@ -1,4 +1,4 @@
-"""No sum of a layer lies on a tie of a grid of few levels, so that simulation and integers round alike."""
+"""No sum of a layer lies on a tie of the grid that reads it, so that simulation and integers round alike."""
 
 from unittest.mock import patch
 
@@ -15,6 +15,11 @@ from pytorch_quantizer.graph import ties
 from pytorch_quantizer.quantization.qparams import QParams
 
 WIDTH = 16 * ties.CLEARANCE  # what a 4-bit grid asks for, in codes
+
+
+def asked(bits):
+    """By a grid, in codes."""
+    return min(2**bits * ties.CLEARANCE, ties.MOST_CLEARANCE)
 
 
 def grid(scale, bits=4, zero_point=0):
@@ -53,11 +58,20 @@ class TestScales:
         scale = torch.rand(300, generator=torch.Generator().manual_seed(0)) * 0.01 + 0.001
         scale[::10] = 0.015625
         grids = [grid(0.75, zero_point=zero_point), grid(0.31, bits=3)]
-        before = [min(nearest_tie(s, 0.5, output) / 2**output.bits for output in grids) for s in scale]
+        before = [min(nearest_tie(s, 0.5, output) / asked(output.bits) for output in grids) for s in scale]
         moved = ties.clear_scale(scale, torch.tensor(0.5), grids)
-        after = [min(nearest_tie(s, 0.5, output) / 2**output.bits for output in grids) for s in moved]
-        assert min(before) < ties.CLEARANCE <= min(after)
+        after = [min(nearest_tie(s, 0.5, output) / asked(output.bits) for output in grids) for s in moved]
+        assert min(before) < 1 <= min(after)
         assert (moved / scale - 1).abs().max() <= ties.STEP * ties.STEPS * 1.01
+
+    def test_the_255_ties_of_8_bits(self):
+        scale = torch.rand(100, generator=torch.Generator().manual_seed(0)) * 0.01 + 0.01
+        output = grid(0.31, bits=8, zero_point=3)
+        before = torch.tensor([nearest_tie(s, 0.5, output) for s in scale])
+        moved = ties.clear_scale(scale, torch.tensor(0.5), [output])
+        after = torch.tensor([nearest_tie(s, 0.5, output) for s in moved])
+        assert (before < asked(8)).sum() > 20
+        assert (after >= asked(8)).all()
 
     def test_the_shorter_way_is_taken(self):
         for direction in (1, -1):
@@ -94,7 +108,7 @@ def on_ties(fields=None, net=None):
     x = torch.zeros(8, 2, 4, 4)
     x[:, 0], x[:, 1], x[0, 1] = 1, torch.tensor([13.0, 30.0, 47.0, 64.0]), 255  # 127 + 2·13 = 34·4.5
     x[0, 0] = 0
-    return pq.quantize(net, pq.Recipe(activations="int4", last="int4", **(fields or {})), x, progress=False), x
+    return pq.quantize(net, pq.Recipe(**{"activations": "int4", "last": "int4"} | (fields or {})), x, progress=False), x
 
 
 def nudged(scale, *_):
@@ -135,6 +149,7 @@ FIELDS = {
     "per-tensor": {"weight_granularity": "per_tensor"},
     "affine": {"weight_symmetric": False},
     "wide residual": {"wide_residual": True},
+    "8 bits": {"activations": "int8", "last": "int8"},
 }
 
 
@@ -151,7 +166,7 @@ class TestModels:
             v = step.before.double()
             inside = (v > step.result.grid.qmin - 40) & (v < step.result.grid.qmax + 40) & (v != 0)
             distance = (v - v.floor() - 0.5).abs()[inside]
-            assert distance.min() > 0.9 * ties.CLEARANCE * 2**step.result.grid.bits
+            assert distance.min() > 0.9 * asked(step.result.grid.bits)
             seen += 1
         assert seen
 
@@ -182,7 +197,7 @@ class TestModels:
         assert all(tensor.differing == 0 for tensor in tensor_agreement(model, [x]) if tensor.bits == 4)
 
     def test_wider_grids_and_what_is_not_deployed_stay(self):
-        for fields in ({"deployable": False}, {"activations": "int8"}):
+        for fields in ({"deployable": False}, {"activations": "int16", "last": "int16"}):
             recipe = pq.Recipe(**{"activations": "int4", **fields})
             net, x = sequence(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 2, 1)), images(4, 3, 4, 4)
             model = pq.quantize(net, recipe, x, progress=False)
