@@ -117,12 +117,18 @@ def _rescale(layer: Layer, weight: IntQuantizer, scale: Tensor) -> None:
         layer.bias.copy_(bias.rescale(scale_of_outputs(layer, weight))(layer.bias))
 
 
-def input_scale(model: QuantizedModel, node: fx.Node) -> Tensor | None:
-    """The scale of the one grid that a simulated layer's input lies on, None where there is none."""
+def input_quantizer(model: QuantizedModel, node: fx.Node) -> fx.Node | None:
+    """The call of the quantizer on whose one grid a simulated layer's input lies, None where there is none."""
     source = tensor_inputs(node)[0]
     while keeps_values(model, source):
         (source,) = kept_operands(model, source)
-    grid = _grid(model, source)
+    return None if _grid(model, source) is None else source
+
+
+def input_scale(model: QuantizedModel, node: fx.Node) -> Tensor | None:
+    """The scale of that grid."""
+    source = input_quantizer(model, node)
+    grid = None if source is None else _grid(model, source)
     return None if grid is None else grid.scale
 
 
