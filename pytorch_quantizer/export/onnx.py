@@ -1,5 +1,5 @@
 """ONNX export: a quantized model as a file of QuantizeLinear and DequantizeLinear that ONNX Runtime runs in integers.
-The graph is rewritten in onnx_form.py; onnx_runtime.py runs the file, onnx_report.py tells what ran in integers.
+The graph is rewritten in onnx_rewrite.py; onnx_runtime.py runs the file, onnx_report.py tells what ran in integers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from torch import Tensor
 from pytorch_quantizer.atomic import require_writable, write_atomically
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.export.onnx_file import name_codes, name_nodes, pack_weights, serialized
-from pytorch_quantizer.export.onnx_form import ExportForm, export_form
+from pytorch_quantizer.export.onnx_form import ExportForm
 from pytorch_quantizer.export.onnx_modules import OPSET
 from pytorch_quantizer.export.onnx_packages import package
+from pytorch_quantizer.export.onnx_rewrite import export_form
 from pytorch_quantizer.export.onnx_scan import write_recurrences
 from pytorch_quantizer.export.onnx_types import adds_exactly, check_weight_type, why
 from pytorch_quantizer.graph.quantized_model import QuantizedModel

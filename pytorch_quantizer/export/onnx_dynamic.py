@@ -1,11 +1,11 @@
 """The part of an ONNX export whose tensors take their range from each batch: what stands for quantizers and readers.
-The modules are onnx_dynamic_modules.py's; everything whose ranges are known is onnx_form.py's.
+The modules are onnx_dynamic_modules.py's; where tensors with known ranges enter their grids is onnx_grids.py's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from torch import fx, nn
 
@@ -19,13 +19,11 @@ from pytorch_quantizer.export.onnx_dynamic_modules import (
     Sums,
     one_if_alike,
 )
+from pytorch_quantizer.export.onnx_form import ExportForm
+from pytorch_quantizer.export.onnx_insert import add_module
 from pytorch_quantizer.export.onnx_modules import BYTE, Coded
-from pytorch_quantizer.graph.names import free_name
 from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, label, layer_nodes, layer_of, module_of, recurrence_of
 from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantizer
-
-if TYPE_CHECKING:
-    from pytorch_quantizer.export.onnx_form import ExportForm
 
 READS_VALUES = "what it reads was made of values on a range of their own, not of codes"
 Stored = Callable[[str, nn.Module], nn.Module]  # a layer's name and the layer → Coded or Plain, as which it is stored
@@ -103,9 +101,7 @@ class _Readers:
         return None
 
     def _added(self, module: nn.Module) -> str:
-        path = f"dynamic.{free_name(self.graph, type(module).__name__.lower(), inside='dynamic')}"
-        self.graph.add_submodule(path, module)
-        return path
+        return add_module(self.graph, module, type(module).__name__.lower(), inside="dynamic")
 
     def _called(self, path: str, *sources: fx.Node, before: fx.Node) -> fx.Node:
         with self.graph.graph.inserting_before(before):

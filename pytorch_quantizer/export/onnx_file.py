@@ -1,5 +1,5 @@
 """From what torch.onnx traced to the bytes of a file: names for people, metadata, 4-bit weights, the checker.
-What is computed is decided in onnx_form.py; what is read back, in onnx_runtime.py and onnx_report.py.
+What is computed is decided in onnx_rewrite.py; what is read back, in onnx_runtime.py and onnx_report.py.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What an ONNX export is traced from: modules that stand for QuantizeLinear, Clip, DequantizeLinear and their like.
-They only run inside torch.onnx.export. Where they go is onnx_form.py's decision.
+They only run inside torch.onnx.export. Where they go is onnx_rewrite.py's decision.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pytorch_quantizer import InputError
 from pytorch_quantizer.export import onnx_types
 from pytorch_quantizer.export.agreement import simulated_codes
 from pytorch_quantizer.export.integer import IntegerModel
-from pytorch_quantizer.export.onnx_form import export_form
+from pytorch_quantizer.export.onnx_rewrite import export_form
 
 pytest.importorskip("onnxruntime")
 onnx = pytest.importorskip("onnx")
