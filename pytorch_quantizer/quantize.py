@@ -21,6 +21,7 @@ from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.fit import fit
 from pytorch_quantizer.calibration.measured import measure
 from pytorch_quantizer.calibration.mix_precisions import mix_precisions
+from pytorch_quantizer.calibration.tuning_run import TuningRun
 from pytorch_quantizer.calibration.width_errors import width_errors
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
@@ -64,26 +65,30 @@ def quantize(
     network = network_digest(captured.graph)
     graph, kept = fold(captured, inplace=True)
     notes = []
+    tuning = TuningRun(recipe)
+    batches = tuning.keep_images(batches)
     if recipe.equalize:
         graph, pairs = equalize(graph)
         notes.append(_note("equalize", "pairs of layers equalized", pairs))
     reasons = {**captured.opaque, **kept}
     sites = place(graph, recipe, reasons)
     measured = measure(graph, sites, recipe, batches, statistics_file=statistics_file, progress=progress)
+    tuning.keep_rest(batches)
     if recipe.mixed_precision != "none":
         errors = partial(width_errors, graph, measured, reasons, progress=progress)
         recipe = mix_precisions(graph, sites, measured.statistics, recipe, errors)
         sites = place(graph, recipe, reasons)
     sites = allocate_channels(graph, sites, measured.statistics, recipe)
     corrections = list_corrections(recipe)
-    if corrections:
+    if corrections or tuning.is_asked:
         ensure_biases(layer for _, layer in layer_nodes(graph))
     fitted = fit(graph, sites, measured.statistics, measured.moments())
-    quantized = insert(graph, fitted, recipe, inplace=not corrections)  # which compare with the float graph
+    quantized = insert(graph, fitted, recipe, inplace=not (corrections or tuning.is_asked))
     own_tensors(quantized, model)
     for correction in corrections:
         done = correction.carry_out(quantized, graph, measured.images, progress=progress)
         notes.append(_note(correction.name, "tensors corrected", [entry.tensor for entry in done if entry.kept]))
+    notes += tuning.carry_out(quantized, graph, progress=progress)
     if recipe.deployable:
         move_off_ties(quantized)
     quantized.meta.update(notes=tuple(notes), calibration_images=measured.count, statistics_read=measured.was_read)

@@ -20,6 +20,7 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.bias_correction import ACTIVATION_CORRECTIONS, CORRECTIONS, FORMS
 from pytorch_quantizer.quantization.clipping import CLIPPINGS, check_clipping
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
+from pytorch_quantizer.quantization.tuning_fields import check_tuning
 
 NUMBER_TYPE_NAMES = "int1 … int16, " + ", ".join(
     name if entry.fixed_bits else f"{name}BITS" for name, entry in NUMBER_TYPES.items() if name != "int"
@@ -147,6 +148,11 @@ class Recipe:
     correction_source: str = _setting("empirical", "empirical: from images; analytic: from batch norms, the mean alone")
     correction_images: int = _setting(512, "calibration images that corrections are measured on; as many as take 8 GiB")
     batch_norm_reestimation: bool = _setting(False, "batch norms measured again on the quantized network")
+    tuning_epochs: int = _setting(0, "passes in which scales, biases and steps are learned end to end, after all else")
+    tuning_rate: float = _setting(1e-3, "of tuning: a scale's change in one step of Adam, at the most, as its share")
+    tuning_batch: int = _setting(32, "images of each step of tuning")
+    tuning_images: int = _setting(1024, "calibration images of tuning; one in eight only tells what is best")
+    seed: int = _setting(0, "of what is drawn in learning")
     weight_symmetric: bool = _setting(True, "weights have zero point 0")
     weight_narrow: bool = _setting(True, "symmetric weights leave out the lowest code")
     activation_symmetric: bool = _setting(False, "activations have zero point 0, and signed codes where they need them")
@@ -170,6 +176,7 @@ class Recipe:
         object.__setattr__(self, "dynamic_layers", _in_order(self.dynamic_layers))
         object.__setattr__(self, "overrides", tuple(_as_override(entry) for entry in self.overrides))
         self._check_together()
+        check_tuning(self)
         self._check_deployable()
 
     def _check_plain_fields(self) -> None:

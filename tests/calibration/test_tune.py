@@ -1,0 +1,147 @@
+"""Tuning brings the outputs nearer to the float network's, keeps codes, repeats, and never makes it worse."""
+
+import copy
+
+import pytest
+import torch
+from networks import images, network
+from torch import nn
+
+import pytorch_quantizer as pq
+from pytorch_quantizer.calibration.tune import tune
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.graph.capture import capture
+from pytorch_quantizer.graph.fold import fold
+
+
+def block(several=False):
+    def forward(net, x):
+        x = net.relu(net.conv1(x))
+        x = net.relu(net.conv2(x) + x)
+        logits = net.linear(x.mean((2, 3)))
+        return (logits, {"features": x}) if several else logits
+
+    return network(
+        forward,
+        conv1=nn.Conv2d(3, 8, 3, padding=1),
+        conv2=nn.Conv2d(8, 8, 3, padding=1, bias=False),
+        relu=nn.ReLU(),
+        linear=nn.Linear(8, 5),
+    )
+
+
+def quantized(net=None, **fields):
+    net = net or block()
+    graph, _ = fold(capture(net, images()))
+    settings = {"weights": "int2", "activations": "int2", "weight_narrow": False}
+    return pq.quantize(net, pq.Recipe(**settings | fields), CALIBRATION, progress=False), graph
+
+
+CALIBRATION = [images(32, 3, 8, 8, seed=seed) for seed in range(4)]
+UNSEEN = images(64, 3, 8, 8, seed=99)
+
+
+def error(model, graph):
+    with torch.no_grad():
+        return float((model(UNSEEN.clone()) - graph(UNSEEN)).square().mean())
+
+
+def test_outputs_come_nearer_on_images_that_it_never_saw():
+    model, graph = quantized()
+    before = error(model, graph)
+    done = tune(model, graph, CALIBRATION, epochs=15, learning_rate=1e-2, progress=False)
+    assert done.kept
+    assert done.after < 0.7 * done.before
+    assert error(model, graph) < 0.7 * before
+
+
+def test_codes_of_weights_stay():
+    model, graph = quantized()
+    layer = model.get_submodule("conv2")
+    codes, scale = layer.weight_quantizer.quantize(layer.weight), layer.weight_quantizer.scale.clone()
+    tune(model, graph, CALIBRATION, epochs=3, learning_rate=1e-2, progress=False)
+    assert torch.equal(layer.weight_quantizer.quantize(layer.weight), codes)
+    assert not torch.equal(layer.weight_quantizer.scale, scale)
+
+
+def test_the_seed_decides():
+    model, graph = quantized()
+    results = []
+    for seed in (1, 1, 2):
+        tuned = copy.deepcopy(model)
+        tune(tuned, graph, CALIBRATION, epochs=2, seed=seed, progress=False)
+        results.append(tuned.state_dict())
+    first, second, third = results
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not all(torch.equal(first[name], third[name]) for name in first)
+
+
+def test_what_only_gets_worse_is_not_kept():
+    model, graph = quantized()
+    before = copy.deepcopy(model.state_dict())
+    done = tune(model, graph, CALIBRATION, epochs=1, learning_rate=50.0, progress=False)
+    assert not done.kept
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_several_outputs():
+    model, graph = quantized(block(several=True))
+    done = tune(model, graph, CALIBRATION, epochs=5, learning_rate=1e-2, progress=False)
+    assert done.kept
+
+
+@pytest.mark.parametrize(
+    ("batches", "said"),
+    [
+        ([images(4, 3, 8, 8)], "tuning needs at least 8 images, got 4"),
+        ([images(8, 3, 8, 8), images(8, 3, 9, 9)], r"images of one size, got \[3, 8, 8\], \[3, 9, 9\]"),
+    ],
+)
+def test_images_that_do_not_do(batches, said):
+    model, graph = quantized()
+    with pytest.raises(InputError, match=said):
+        tune(model, graph, batches, progress=False)
+
+
+class TestAsAStepOfARecipe:
+    def test_it_is_done_and_told_and_stored(self, tmp_path):
+        plain, graph = quantized()
+        model, _ = quantized(tuning_epochs=10, tuning_rate=1e-2)
+        assert error(model, graph) < 0.8 * error(plain, graph)
+        [note] = [note for note in model.notes if note.startswith("tuning: ")]
+        assert "learned by distillation" in note
+        pq.save(model, tmp_path / "model.safetensors")
+        assert torch.equal(pq.load(tmp_path / "model.safetensors")(UNSEEN), model(UNSEEN.clone()))
+
+    def test_it_follows_corrections(self):
+        model, _ = quantized(activation_correction="both", tuning_epochs=1)
+        assert [note.split(":")[0] for note in model.notes] == ["activation_correction", "tuning"]
+
+    def test_the_model_it_was_made_from_is_untouched(self):
+        net = block()
+        before = copy.deepcopy(net.state_dict())
+        quantized(net, tuning_epochs=1)
+        assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+
+    def test_weights_alone_are_tuned_too(self):
+        net = block()
+        recipe = pq.Recipe(weights="int2", activations="float32", bias="float32", deployable=False, tuning_epochs=2)
+        assert "tuning: " in pq.quantize(net, recipe, CALIBRATION, progress=False).notes[-1]
+
+    def test_no_images(self):
+        recipe = pq.Recipe(weights="int2", activations="float32", bias="float32", deployable=False, tuning_epochs=2)
+        with pytest.raises(InputError, match="tuning learns on images: give calibration="):
+            pq.quantize(block(), recipe, progress=False)
+
+    @pytest.mark.parametrize(
+        ("fields", "said"),
+        [
+            ({"tuning_epochs": -1}, "tuning_epochs must be a whole number of 0 or more, got -1"),
+            ({"tuning_images": 7}, "tuning_images must be a whole number of 8 or more"),
+            ({"tuning_rate": 0}, "tuning_rate must be a positive number, got 0"),
+            ({"tuning_batch": True}, "tuning_batch must be a whole number of 1 or more, got True"),
+        ],
+    )
+    def test_impossible_fields(self, fields, said):
+        with pytest.raises(InputError, match=said):
+            pq.Recipe(**fields)
