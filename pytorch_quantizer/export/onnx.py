@@ -20,6 +20,7 @@ from pytorch_quantizer.export.onnx_file import name_codes, name_nodes, pack_weig
 from pytorch_quantizer.export.onnx_form import ExportForm
 from pytorch_quantizer.export.onnx_modules import OPSET
 from pytorch_quantizer.export.onnx_packages import package
+from pytorch_quantizer.export.onnx_repeats import compute_for_each_grid
 from pytorch_quantizer.export.onnx_rewrite import export_form
 from pytorch_quantizer.export.onnx_scan import write_recurrences
 from pytorch_quantizer.export.onnx_types import adds_exactly, check_weight_type, why
@@ -85,6 +86,8 @@ def export_onnx(
     form = export_form(_ready(model), weight_type, exact=exact)
     traced = _traced(form, example.detach().cpu()).model
     write_recurrences(traced, form)
+    if not storage:  # of which no kernel is in integers
+        compute_for_each_grid(traced)
     nodes, sites = name_nodes(traced, form), name_codes(traced, form)
     label = _label(model, form, storage)
     reason = why(weight_type, {*form.weights.values()}, exact=exact)

@@ -12,7 +12,6 @@ grid (zero does), and works element by element. So
 
 from __future__ import annotations
 
-import operator
 from typing import Any
 
 import torch
@@ -24,7 +23,6 @@ from pytorch_quantizer.export.onnx_insert import insert_module
 from pytorch_quantizer.export.onnx_modules import Limits, OnGrid
 from pytorch_quantizer.export.requantize import codes_of
 from pytorch_quantizer.graph.channel_clipped_relu import ChannelClippedReLU
-from pytorch_quantizer.graph.fuse import PLAIN_ADDITIONS
 from pytorch_quantizer.graph.operations import (
     CONCATENATIONS,
     is_collection,
@@ -165,22 +163,6 @@ def _origin(graph: fx.GraphModule, node: fx.Node) -> fx.Node:
     while keeps_values(graph, node):
         node = kept_operands(graph, node)[0]
     return node
-
-
-def add_for_each_grid(graph: fx.GraphModule) -> None:
-    """Let an addition whose result has two grids, a narrow and a wide one, be done for each: integer kernels know one.
-
-    The second has its operands the other way round, or the runtime would see that both are the same, and do it once.
-    """
-    for node in list(graph.graph.nodes):
-        readers = list(node.users)
-        if operation(graph, node) not in PLAIN_ADDITIONS or len(node.args) != 2 or node.kwargs:
-            continue
-        if len(readers) == 2 and len(tensor_inputs(node)) == 2 and all(grid_of(graph, reader) for reader in readers):
-            with graph.graph.inserting_after(node):
-                again = graph.graph.call_function(operator.add, node.args[::-1])
-            again.meta = dict(node.meta)
-            readers[1].replace_input_with(node, again)
 
 
 def repeat_grids(graph: fx.GraphModule) -> None:

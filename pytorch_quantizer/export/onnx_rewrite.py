@@ -9,7 +9,7 @@ from torch import fx
 from pytorch_quantizer.export.onnx_averages import replace_averages
 from pytorch_quantizer.export.onnx_dynamic import dynamic_form
 from pytorch_quantizer.export.onnx_form import ExportForm
-from pytorch_quantizer.export.onnx_grids import add_for_each_grid, enter_grids_early, repeat_grids, replace_quantizers
+from pytorch_quantizer.export.onnx_grids import enter_grids_early, repeat_grids, replace_quantizers
 from pytorch_quantizer.export.onnx_layers import export_layers, export_weight
 from pytorch_quantizer.export.onnx_operations import name_operations
 from pytorch_quantizer.graph.fuse import copy_of
@@ -26,7 +26,6 @@ def export_form(model: QuantizedModel, asked: str, *, exact: bool) -> ExportForm
     dynamic_form(form, lambda name, layer: export_weight(form, name, layer, asked, exact))
     replace_quantizers(form)
     enter_grids_early(form.graph)
-    add_for_each_grid(form.graph)
     repeat_grids(form.graph)
     export_layers(form, asked, exact)
     name_operations(form)

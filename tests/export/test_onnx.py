@@ -217,8 +217,24 @@ class TestInIntegers:
         _, runtime, report = exported(model, x)
         assert {"relu:wide", "relu_1", "relu_1:wide"} <= set(runtime.codes(x))
         agrees(model, runtime, x)
-        assert report.floats == ["a"]  # its result has two grids, an integer kernel one; additions are done for each
+        assert report.runs_in_integers  # what has two grids is done for each
         assert list(report.table[report.table["kind"] == "addition"]["name"]) == ["add", "add@2", "add_1"]
+        assert list(report.table[report.table["kind"] == "convolution"]["name"]) == ["a", "a@2", "b", "c"]
+
+    @pytest.mark.parametrize("kind", ["linear", "transposed"])
+    def test_other_layers_of_two_grids_are_done_for_each(self, kind, exported):
+        def forward(net, x):
+            first = F.relu(net.a(x))
+            return net.fc((net.b(first) + first).flatten(1))
+
+        a, b = (nn.Linear(6, 6) if kind == "linear" else nn.ConvTranspose1d(6, 6, 1) for _ in "ab")
+        x = images(8, 6) if kind == "linear" else images(8, 6, 5)
+        net = network(forward, a=a, b=b, fc=nn.Linear(x[0].numel(), 4))
+        model = quantized(net, x, activations="int4", wide_residual=True)
+        _, runtime, report = exported(model, x)
+        agrees(model, runtime, x)
+        assert {"a", "a@2"} <= set(report.table["name"])
+        assert kind == "transposed" or report.runs_in_integers  # ONNX Runtime has no integer ConvTranspose
 
     def test_a_concatenation_saturates_where_its_parts_do_not(self, exported):
         model, x = quantized(concatenated(), activations="int4"), images(8, 3, 8, 8)
