@@ -61,8 +61,7 @@ def make_trainable(
 def write_back(learned: fx.GraphModule, model: QuantizedModel) -> None:
     """Put what a trainable copy of a model has learned into the model, in place: codes, scales, zero points, biases.
 
-    What it computes then is what the copy computes in eval mode, but for biases behind a norm: they are put on int32
-    grids here.
+    What it computes then is what the copy computes in eval mode.
     """
     for node in model.graph.nodes:
         step, quantizer = module_of(learned, node), module_of(model, node)
@@ -114,10 +113,11 @@ class Norm(nn.Module):
         self.weight = nn.Parameter((variance + self.EPSILON).sqrt())
         self.bias = nn.Parameter(mean.clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[N, C, …] normalised by the batch in training mode, by what was seen before in eval mode."""
+    def forward(self, x: Tensor, change: Tensor | float = 0.0) -> Tensor:
+        """[N, C, …] normalised by the batch in training mode, by what was seen before in eval mode, plus ``change``."""
         moments = self.running_mean, self.running_var
-        return F.batch_norm(x, *moments, self.weight.abs(), self.bias, self.training, self.MOMENTUM, self.EPSILON)
+        affine = self.weight.abs(), self.bias + change
+        return F.batch_norm(x, *moments, *affine, self.training, self.MOMENTUM, self.EPSILON)
 
     def as_affine(self) -> tuple[Tensor, Tensor]:
         """(gain, shift), float64 [C]: what it does in eval mode."""
@@ -130,8 +130,8 @@ class LearnedLayer(nn.Module):
 
     log_gain: of what the weight's scale was, [C] or []; None where no scale takes one. latent: the weight in steps of
     the starting scale s₀, [weight's shape]; it runs as s₀·s·(clamp(round(latent / s) + z) − z), which is LSQ with
-    s = exp(log_gain). Where it is None the codes stay, and the gain multiplies the weight. bias: runs on the grid of
-    the layer's sums where it has one, ``reads`` being what its input was put on a grid by; with a norm it can't yet.
+    s = exp(log_gain). Where it is None the codes stay, and the gain multiplies the weight. The bias, with the norm in
+    it, runs on the grid of the layer's sums where it has one, ``reads`` being what put its input on a grid.
     """
 
     reads: tuple[LearnedStep, ...] = ()  # in a tuple, so that it is no submodule and its parameters aren't listed twice
@@ -151,9 +151,13 @@ class LearnedLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer computes."""
-        tensors = {"weight": self.weight()} | ({} if self.bias is None else {"bias": self._bias_on_grid(self.bias)})
+        change = self._rounding_of_bias()
+        bias: Tensor | None = self.bias
+        if bias is not None and self.norm is None:
+            bias = bias + change
+        tensors = {"weight": self.weight()} | ({} if bias is None else {"bias": bias})
         y: Tensor = functional_call(self.layer, tensors, (x,))
-        return y if self.norm is None else self.norm(y)
+        return y if self.norm is None else self.norm(y, change)
 
     def weight(self) -> Tensor:
         """The weight that runs, on its grid."""
@@ -196,22 +200,20 @@ class LearnedLayer(nn.Module):
                 bias = on_grid.rescale(scale_of_outputs(layer, quantizer))(bias)
             layer.bias.copy_(bias)
 
-    @property
-    def _weight_scale(self) -> Tensor:
-        """What the weight's scale has become, rounded as ``harden`` rounds it."""
+    @torch.no_grad()
+    def _rounding_of_bias(self) -> Tensor | float:
+        """[C]: what putting the bias, with the norm in it, on the int32 grid of the layer's sums will add to it."""
+        on_grid: Any = getattr(self.layer, "bias_quantizer", None)
+        gain, bias = self._folded()
+        if on_grid is None or bias is None:
+            return 0.0
         quantizer: Any = self.layer.weight_quantizer
         scale: Tensor = quantizer.scale
-        return scale if self.log_gain is None else (scale.double() * self.log_gain.double().exp()).to(scale.dtype)
-
-    def _bias_on_grid(self, bias: Tensor) -> Tensor:
-        on_grid: Any = getattr(self.layer, "bias_quantizer", None)
-        if on_grid is None or self.norm is not None:
-            return bias
-        with torch.no_grad():
-            read = self.reads[0].grid()[0] if self.reads else on_grid.input_scale
-            outputs = self._weight_scale.repeat(bias.numel() // max(self._weight_scale.numel(), 1))
-            change = BiasQuantizer(read, outputs)(bias) - bias
-        return bias + change
+        if self.log_gain is not None:  # rounded as ``harden`` rounds it
+            scale = (scale.double() * (self.log_gain.double().exp() * gain)).to(scale.dtype)
+        read = self.reads[0].grid()[0] if self.reads else on_grid.input_scale
+        on_new_grid: Tensor = BiasQuantizer(read, scale.repeat(bias.numel() // max(scale.numel(), 1)))(bias)
+        return (on_new_grid - bias).to(self.layer.weight.dtype)
 
     def _folded(self) -> tuple[Tensor | float, Tensor | None]:
         """(what the norm multiplies by, the bias with the norm in it), float64."""

@@ -43,7 +43,7 @@ def tune(
     batches: list[Tensor],
     *,
     epochs: int = 10,
-    learning_rate: float = 1e-3,
+    learning_rate: float = 0.01,
     batch_size: int = 32,
     seed: int = 0,
     progress: bool = True,

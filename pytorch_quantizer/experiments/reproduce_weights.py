@@ -14,7 +14,13 @@ from pytorch_quantizer.training import TrainingConfig, train
 from pytorch_quantizer.training.config import weights_path
 from pytorch_quantizer.training.flags import parse_training
 
-ELSEWHERE = ("data", "output", "workers")  # settings that say where things are, not what comes out
+ELSEWHERE = (
+    "data",
+    "download",
+    "output",
+    "resume",
+    "workers",
+)  # settings that say where things are, not what comes out
 
 
 def published_weights(data: Path, name: str) -> Path:
@@ -59,7 +65,8 @@ def _check_settings(weights: Path, config: TrainingConfig) -> None:
             f"{report} doesn't say how {weights} was trained: move both away to train anew, or give --checkpoint FILE"
         ) from error
     wanted = json.loads(json.dumps(asdict(config), default=str))
-    others = [name for name in wanted if name not in ELSEWHERE and found.get(name) != wanted[name]]
+    usual = json.loads(json.dumps(asdict(TrainingConfig()), default=str))  # of settings that an older report lacks
+    others = [name for name in wanted if name not in ELSEWHERE and found.get(name, usual[name]) != wanted[name]]
     if others:
         changed = ", ".join(f"{name} {found.get(name)}, here {wanted[name]}" for name in others)
         raise InputError(

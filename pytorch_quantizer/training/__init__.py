@@ -1,8 +1,8 @@
-"""Training float networks: what scripts/train.py runs.
-Refining quantized ones lives in calibration/.
+"""Training networks, float ones and with quantization in the loop: what scripts/train.py runs.
+What is particular to training a quantized one lives in calibration/qat.py.
 """
 
-from pytorch_quantizer.training.config import Augmentation, TrainingConfig
-from pytorch_quantizer.training.float_training import train
+from pytorch_quantizer.training.config import Augmentation, Qat, TrainingConfig
+from pytorch_quantizer.training.session import train
 
-__all__ = ["Augmentation", "TrainingConfig", "train"]
+__all__ = ["Augmentation", "Qat", "TrainingConfig", "train"]

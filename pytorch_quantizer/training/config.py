@@ -1,11 +1,14 @@
 """TrainingConfig: everything that decides what comes out of a training run, one flat value equal to its YAML.
-How it is carried out lives in float_training.py.
+How it is carried out lives in session.py.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytorch_quantizer.errors import InputError
+
+LEARNING_RATE, QAT_LEARNING_RATE = 0.1, 0.01
+KEPT = ("last", "best")
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,34 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class Qat:
+    """What is particular to training with quantization; how the optimizer's rates are meant is calibration/qat.py's.
+
+    Attributes:
+        grid_rate: the highest rate of scales, zero points, biases and norms; learning_rate is that of weights, in steps
+            of their grids.
+        norms: whether batch norms are kept while training and folded at the end; else they are folded before.
+        distillation: share of the loss that comes from the float network's outputs, the rest from the labels.
+        temperature: what logits are divided by for it.
+        calibration_images: training images that the ranges to begin with are chosen from.
+
+    """
+
+    grid_rate: float = 0.002
+    norms: bool = True
+    distillation: float = 1.0
+    temperature: float = 4.0
+    calibration_images: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("grid_rate", "temperature", "calibration_images"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"qat.{name} must be positive, got {getattr(self, name)}")
+        if not 0 <= self.distillation <= 1:
+            raise InputError(f"qat.distillation must lie in [0, 1], got {self.distillation}")
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """What is trained, on what, and how.
 
@@ -38,21 +69,33 @@ class TrainingConfig:
         arch: a name that create_model knows.
         dataset: a name that load_dataset knows.
         data: the folder of the data set; digits needs none.
+        download: fetch the data set into that folder first, where it isn't there, as torchvision does.
+        checkpoint: weights to begin with, random ones unless given.
+        recipe: quantization-aware training: a shipped recipe's name or a YAML file; float training unless given.
         image_size: pixels of the square that the images are brought to; what the network usually reads unless given
             (a torchvision network 224 or more, whatever the data set).
-        epochs: passes over the training images; the last one's weights are kept, nothing is selected.
+        epochs: passes over the training images.
+        keep: whose weights are written to output: those of the last epoch, or of the best, by accuracy on the
+            validation images, which are written beside it (.best.safetensors) as well.
+        resume: go on behind the last finished epoch of a run with the same settings that was interrupted.
         batch_size: images a step.
-        learning_rate: the highest; it rises over the warm-up and falls to 0 along a half cosine.
+        learning_rate: the highest; it rises over the warm-up and falls to 0 along a half cosine. 0.1 unless given, with
+            a recipe 0.01.
         warmup_epochs: length of the linear rise.
-        momentum: Nesterov's.
-        weight_decay: on weights of two dimensions and more; biases and batch norms are left alone.
+        momentum: Nesterov's; with a recipe Adam takes its place.
+        weight_decay: on weights of two dimensions and more; biases and batch norms are left alone. With a recipe none.
+        ema: share of itself that an average of the weights keeps at each step, 0: no average. It is the average that is
+            validated and written.
+        bfloat16: compute forward and backward passes of training in bfloat16, where torch can.
         label_smoothing: share of the target spread over all classes.
         validation_fraction: share of the training split kept out and measured after each epoch; 0: none.
         augmentation: random changes to the training images.
         seed: decides the initial weights, the validation images, the order and the augmentation.
         device: where to train; the GPU if one works, unless said otherwise.
-        output: the safetensors file to write, runs/<dataset>_<arch>.safetensors unless given; what was measured goes
-            beside it, ending in .json.
+        qat: what is particular to training with a recipe.
+        output: the safetensors file to write, runs/<dataset>_<arch>.safetensors unless given, with a recipe
+            runs/<dataset>_<arch>_<recipe>.safetensors; what was measured goes beside it, ending in .json, and while
+            it trains what it needs to go on, after each epoch, ending in .state.safetensors.
         workers: loader processes; chosen by the data set unless given.
         threads: CPU threads; torch's own choice unless given. Results repeat for equal counts.
 
@@ -61,31 +104,45 @@ class TrainingConfig:
     arch: str = "resnet20"
     dataset: str = "digits"
     data: Path | None = None
+    download: bool = False
+    checkpoint: Path | None = None
+    recipe: str | None = None
     image_size: int | None = None
     epochs: int = 60
+    keep: str = "last"
+    resume: bool = True
     batch_size: int = 64
-    learning_rate: float = 0.1
+    learning_rate: float | None = None
     warmup_epochs: float = 2.0
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    ema: float = 0.0
+    bfloat16: bool = False
     label_smoothing: float = 0.0
     validation_fraction: float = 0.1
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
     device: str | None = None
+    qat: Qat = field(default_factory=Qat)
     output: Path | None = None
     workers: int | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        if self.learning_rate is None:
+            object.__setattr__(self, "learning_rate", LEARNING_RATE if self.recipe is None else QAT_LEARNING_RATE)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must lie in [0, 2^63), got {self.seed}")
-        if not self.learning_rate > 0:
+        if not rate_of(self) > 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("momentum", "label_smoothing", "validation_fraction"):
+        if self.keep not in KEPT:
+            raise InputError(f"keep must be one of {', '.join(KEPT)}, got {self.keep!r}")
+        if self.keep == "best" and not self.validation_fraction:
+            raise InputError("keep best needs validation images to tell by: set validation_fraction to 0.1, say")
+        for name in ("momentum", "label_smoothing", "validation_fraction", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
         if min(self.weight_decay, self.warmup_epochs) < 0:
@@ -94,6 +151,22 @@ class TrainingConfig:
             raise InputError(f"output must end in .safetensors, got {self.output}")
 
 
+def rate_of(config: TrainingConfig) -> float:
+    """Give the learning rate, which the config has set itself where it wasn't given."""
+    return float("nan") if config.learning_rate is None else config.learning_rate
+
+
 def weights_path(config: TrainingConfig) -> Path:
     """Give the file that the weights go to."""
-    return config.output or Path("runs") / f"{config.dataset}_{config.arch}.safetensors"
+    recipe = "" if config.recipe is None else f"_{Path(config.recipe).stem}"
+    return config.output or Path("runs") / f"{config.dataset}_{config.arch}{recipe}.safetensors"
+
+
+def best_path(config: TrainingConfig) -> Path:
+    """Give the file that the best epoch's weights go to."""
+    return weights_path(config).with_suffix(".best.safetensors")
+
+
+def state_path(config: TrainingConfig) -> Path:
+    """Give the file of what an interrupted run goes on from."""
+    return weights_path(config).with_suffix(".state.safetensors")

@@ -98,7 +98,7 @@ class TestEveryRecipe:
         write_back(learned, model)
         after = apart(model)(images())
         assert not torch.allclose(after, before, atol=0.05)
-        torch.testing.assert_close(after, learned(images()), rtol=1e-3, atol=2e-3)  # biases lie on int32 grids now
+        torch.testing.assert_close(after, learned(images()), rtol=1e-3, atol=2e-3)
         torch.testing.assert_close(model(images()), after, rtol=1e-5, atol=1e-5)
 
 
@@ -155,9 +155,6 @@ class TestWhatLearns:
         assert torch.equal(learned.get_submodule("conv2").codes(), other)
 
 
-FINE = {"weights": "int8", "activations": "int8", "first": "int8", "last": "int8"}  # so that biases' grids are, too
-
-
 class TestNorms:
     def test_they_begin_as_the_identity(self):
         model, graph = quantized()
@@ -166,7 +163,7 @@ class TestNorms:
         torch.testing.assert_close(learned(images()), apart(model)(images()), rtol=1e-4, atol=1e-4)
 
     def test_they_fold_into_scales_and_biases(self):
-        model, graph = quantized(**FINE)
+        model, graph = quantized()
         learned = make_trainable(model, graph, norms=True)
         for norm in batch_norms(learned):
             norm.train()
@@ -177,7 +174,7 @@ class TestNorms:
         torch.testing.assert_close(apart(model)(images()), learned(images()), rtol=1e-3, atol=2e-3)
 
     def test_a_gain_below_zero_counts_by_its_size(self):
-        model, graph = quantized(**FINE)
+        model, graph = quantized()
         learned = make_trainable(model, graph, norms=True)
         with torch.no_grad():
             next(batch_norms(learned)).weight[0].neg_()

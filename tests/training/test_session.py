@@ -14,7 +14,8 @@ from pytorch_quantizer.data import load_dataset
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.models import bundled_checkpoint, create_model
 from pytorch_quantizer.training import TrainingConfig, train
-from pytorch_quantizer.training.float_training import learning_rate_factor, split_validation
+from pytorch_quantizer.training.pupil import learning_rate_factor
+from pytorch_quantizer.training.session import split_validation
 
 
 @pytest.fixture
@@ -37,7 +38,11 @@ class TestRun:
         config = config_of(small, epochs=2)
         report = train(config, progress=False)
         create_model("resnet20", checkpoint=config.output)
-        assert sorted(path.name for path in config.output.parent.iterdir()) == ["model.json", "model.safetensors"]
+        assert sorted(path.name for path in config.output.parent.iterdir()) == [
+            "model.best.safetensors",
+            "model.json",
+            "model.safetensors",
+        ]
         assert json.loads(config.output.with_suffix(".json").read_text()) == json.loads(json.dumps(report))
         assert report["test"]["samples"] == 40
         assert [record["epoch"] for record in report["epochs"]] == [1, 2]
@@ -75,7 +80,7 @@ class TestImageSize:
             model.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].shape[2]))
             return model
 
-        monkeypatch.setattr("pytorch_quantizer.training.float_training.create_model", seeing)
+        monkeypatch.setattr("pytorch_quantizer.training.pupil.create_model", seeing)
         return seen
 
     @pytest.mark.parametrize(("settings", "size"), [({}, 8), ({"image_size": 16}, 16)])
@@ -96,7 +101,7 @@ class TestMistakes:
         assert not list(config.output.parent.iterdir())
 
     def test_an_output_that_can_not_be_written_is_said_before_training(self, small, monkeypatch):
-        monkeypatch.setattr("pytorch_quantizer.training.float_training._run_epochs", lambda *_: pytest.fail("trained"))
+        monkeypatch.setattr("pytorch_quantizer.training.session._run_epochs", lambda *_: pytest.fail("trained"))
         with pytest.raises(InputError, match="can't write"):
             train(config_of(small, output=small / "test.npz" / "model.safetensors"), progress=False)
 

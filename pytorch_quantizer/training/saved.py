@@ -1,0 +1,135 @@
+"""What training keeps on disk: the weights that others load, and the state that an interrupted run goes on from.
+Both are safetensors, written whole or not at all; nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pytorch_quantizer.atomic import atomic_path
+from pytorch_quantizer.data import ImageDataset
+from pytorch_quantizer.errors import InputError, first_line
+from pytorch_quantizer.export.checkpoint import load, save
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.models import create_model
+from pytorch_quantizer.training.config import TrainingConfig, state_path
+from pytorch_quantizer.training.pupil import Pupil
+
+ELSEWHERE = ("data", "download", "workers", "resume", "output")  # settings that don't decide what comes out
+RANDOM = "random_state"
+
+
+def save_weights(network: nn.Module, path: Path, config: TrainingConfig, data: ImageDataset, **measured: Any) -> None:
+    """Write a network: a quantized one packed, as pq.save does, a float one's tensors, what it is in the metadata."""
+    if isinstance(network, QuantizedModel):
+        save(network, path)
+        return
+    about = {
+        "arch": config.arch,
+        "dataset": config.dataset,
+        "num_classes": data.num_classes,
+        "in_channels": data.in_channels,
+        **measured,
+    }
+    # One key: safetensors writes several in an order that changes from run to run, and equal runs give equal files.
+    _write(path, network.state_dict(), {"training": json.dumps(about)})
+
+
+def load_weights(path: Path, config: TrainingConfig, data: ImageDataset) -> nn.Module:
+    """Read back what save_weights wrote."""
+    if config.recipe is not None:
+        return load(path)
+    return create_model(config.arch, num_classes=data.num_classes, in_channels=data.in_channels, checkpoint=path)
+
+
+def save_state(config: TrainingConfig, pupil: Pupil, history: list[dict[str, Any]]) -> None:
+    """Write everything that the next epoch depends on."""
+    optimizer = pupil.optimizer.state_dict()
+    tensors = {f"model.{name}": tensor for name, tensor in pupil.model.state_dict().items()}
+    if pupil.average is not None:
+        tensors |= {f"average.{name}": tensor for name, tensor in pupil.average.averaged.state_dict().items()}
+    for index, values in optimizer["state"].items():
+        tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
+    tensors[RANDOM] = torch.get_rng_state()
+    said = {
+        "settings": settings_of(config),
+        "history": history,
+        "steps": pupil.scheduler.last_epoch,
+        "rates": [group["lr"] for group in optimizer["param_groups"]],
+    }
+    _write(state_path(config), tensors, {"state": json.dumps(said)})
+
+
+def load_state(config: TrainingConfig, pupil: Pupil) -> list[dict[str, Any]]:
+    """Put the state of an interrupted run into a fresh pupil; its history, empty where there is no such run.
+
+    Raises InputError where that run had other settings, and for a file that can't be read.
+    """
+    path = state_path(config)
+    if not config.resume or not path.is_file():
+        return []
+    said, tensors = _read(path)
+    others = [name for name, value in settings_of(config).items() if said["settings"].get(name) != value]
+    if others:
+        changed = ", ".join(f"{name} {said['settings'].get(name)!r}" for name in others)
+        raise InputError(
+            f"{path} is of an interrupted run with other settings ({changed}): give those to go on with it, "
+            "or --resume false to begin anew"
+        )
+    pupil.model.load_state_dict(_part(tensors, "model."))
+    if pupil.average is not None:
+        pupil.average.averaged.load_state_dict(_part(tensors, "average."))
+        pupil.average.steps = said["steps"]
+    _load_optimizer(pupil, _part(tensors, "optimizer."), said)
+    torch.set_rng_state(tensors[RANDOM])
+    history: list[dict[str, Any]] = said["history"]
+    return history
+
+
+def settings_of(config: TrainingConfig) -> dict[str, Any]:
+    """Those settings that decide what comes out, as JSON has them."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
+    return {name: value for name, value in settings.items() if name not in ELSEWHERE}
+
+
+def _load_optimizer(pupil: Pupil, tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
+    state = pupil.optimizer.state_dict()
+    values: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        values.setdefault(int(index), {})[key] = tensor
+    for group, rate in zip(state["param_groups"], said["rates"], strict=True):
+        group["lr"] = rate
+    pupil.optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
+    pupil.scheduler.last_epoch = said["steps"]
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    # Copies: safetensors refuses tensors that share memory.
+    own = {name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(own, temporary, metadata=metadata)
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})["state"])
+            return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise InputError(
+            f"{path} can't be read as the state of an interrupted run ({first_line(error)}): remove it to begin anew"
+        ) from error
