@@ -17,19 +17,13 @@ import yaml
 from pytorch_quantizer import ops
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.quantization.bias_correction import (
-    ACTIVATION_CORRECTIONS,
-    CORRECTIONS,
-    FORMS,
-)
+from pytorch_quantizer.quantization.bias_correction import ACTIVATION_CORRECTIONS, CORRECTIONS, FORMS
 from pytorch_quantizer.quantization.clipping import CLIPPINGS, check_clipping
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
 from pytorch_quantizer.quantization.tuning_fields import check_tuning
 
 NUMBER_TYPE_NAMES = "int1 … int16, " + ", ".join(
-    name if entry.fixed_bits else f"{name}BITS"
-    for name, entry in NUMBER_TYPES.items()
-    if name != "int"
+    name if entry.fixed_bits else f"{name}BITS" for name, entry in NUMBER_TYPES.items() if name != "int"
 )
 CLIPPING_NAMES = ", ".join(CLIPPINGS)
 OUTPUT_MSE = "output_mse"  # weights' range by the error of the layer's outputs (quantization/output_error.py)
@@ -63,10 +57,7 @@ NEEDED_TO_DEPLOY = {
     "activation_allocation": "none",
 }
 NEEDED_OFFLINE = {"bias": "int32", "statistics": "offline"}
-NEEDED_DYNAMIC = {
-    "clip": "minmax",
-    "activation_symmetric": False,
-}  # ONNX's DynamicQuantizeLinear knows no other range
+NEEDED_DYNAMIC = {"clip": "minmax", "activation_symmetric": False}  # ONNX's DynamicQuantizeLinear knows no other range
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -91,9 +82,7 @@ class Override:
     def __post_init__(self) -> None:
         """Check each setting that is given."""
         if not isinstance(self.layers, str):
-            raise InputError(
-                f"an override's layers must be a pattern, got {self.layers!r}"
-            )
+            raise InputError(f"an override's layers must be a pattern, got {self.layers!r}")
         for number_type in (self.weights, self.activations):
             if number_type is not None:
                 NumberType.parse(number_type)
@@ -114,114 +103,59 @@ class Recipe:
     """
 
     name: str = "custom"
-    weights: str = _setting(
-        "int8", f"number type of weights: {NUMBER_TYPE_NAMES} or float32"
-    )
+    weights: str = _setting("int8", f"number type of weights: {NUMBER_TYPE_NAMES} or float32")
     activations: str = _setting("int8", "number type of the tensors that layers read")
-    residual: str | None = _setting(
-        None, "number type of the tensors that only additions read; " + OPEN
-    )
-    first: str | None = _setting(
-        None, "number type of the first layer's weights and input; " + OPEN
-    )
-    last: str | None = _setting(
-        None, "number type of the last layer's weights and input; " + OPEN
-    )
-    wide_residual: bool = _setting(
-        False,
-        "give additions that share a tensor with a layer one of the residual type",
-    )
+    residual: str | None = _setting(None, "number type of the tensors that only additions read; " + OPEN)
+    first: str | None = _setting(None, "number type of the first layer's weights and input; " + OPEN)
+    last: str | None = _setting(None, "number type of the last layer's weights and input; " + OPEN)
+    wide_residual: bool = _setting(False, "give additions that share a tensor with a layer one of the residual type")
     clip: str = _setting("minmax", f"range of activations: {CLIPPING_NAMES}")
-    weight_clip: str = _setting(
-        "minmax",
-        f"range of weights: the same, or {OUTPUT_MSE}, the layer's outputs' error",
-    )
+    weight_clip: str = _setting("minmax", f"range of weights: the same, or {OUTPUT_MSE}, the layer's outputs' error")
     statistics: str = _setting(
         "offline",
         "offline: ranges from calibration; online: from each batch; dynamic: the same, of what layers read alone",
     )
     dynamic_layers: str = _setting(
-        "linear, recurrent",
-        f"layers that statistics dynamic quantizes, of {', '.join(DYNAMIC_LAYERS)}",
+        "linear, recurrent", f"layers that statistics dynamic quantizes, of {', '.join(DYNAMIC_LAYERS)}"
     )
-    across_batches: str = _setting(
-        "max",
-        "observed range of activations: max over the batches, or the mean of theirs",
-    )
+    across_batches: str = _setting("max", "observed range of activations: max over the batches, or the mean of theirs")
     weight_granularity: str = _setting("per_channel", "per_channel or per_tensor")
     activation_granularity: str = _setting("per_tensor", "per_tensor or per_channel")
     weight_allocation: str = _setting(
-        "none",
-        "bits of each output channel: none (all alike), or by quota: bits, bins, midtread",
+        "none", "bits of each output channel: none (all alike), or by quota: bits, bins, midtread"
     )
     activation_allocation: str = _setting(
-        "none",
-        "bits of each activation channel: none, or by quota: bits, bins, midtread",
+        "none", "bits of each activation channel: none, or by quota: bits, bins, midtread"
     )
-    allocation_prior: str = _setting(
-        "laplace", "density that bit allocation assumes: laplace or gaussian"
-    )
-    mixed_precision: str = _setting(
-        "none",
-        "bits of each layer under the same total: none, weights, activations, both",
-    )
+    allocation_prior: str = _setting("laplace", "density that bit allocation assumes: laplace or gaussian")
+    mixed_precision: str = _setting("none", "bits of each layer under the same total: none, weights, activations, both")
     mixed_precision_budget: float | None = _setting(
-        None,
-        "mean bits of a value that mixed_precision spends, unless given what the number types have",
+        None, "mean bits of a value that mixed_precision spends, unless given what the number types have"
     )
     mixed_precision_criterion: str = _setting(
-        "noise",
-        "what mixed_precision keeps small: noise, predicted; or measured, each width's error at the outputs",
+        "noise", "what mixed_precision keeps small: noise, predicted; or measured, each width's error at the outputs"
     )
     mixed_precision_size: float | None = _setting(
-        None,
-        "what mixed_precision lets all weights take: bytes, or at most 1 the share of their float32 size",
+        None, "what mixed_precision lets all weights take: bytes, or at most 1 the share of their float32 size"
     )
     mixed_precision_bit_operations: float | None = _setting(
-        None,
-        "billions of bit operations of an image, MACs times both bits, that mixed_precision keeps to",
+        None, "billions of bit operations of an image, MACs times both bits, that mixed_precision keeps to"
     )
-    equalize: bool = _setting(
-        False, "cross-layer equalization of weights before anything else"
-    )
-    weight_correction: str = _setting(
-        "none", "weights' moments given back: none, mean, variance or both"
-    )
-    weight_correction_form: str = _setting(
-        "corrected", "corrected, or paper: equation 13 as printed"
-    )
-    activation_correction: str = _setting(
-        "none", "activations' moments given back: none, mean, gain or both"
-    )
-    correction_source: str = _setting(
-        "empirical",
-        "empirical: from images; analytic: from batch norms, the mean alone",
-    )
-    correction_images: int = _setting(
-        512,
-        "calibration images that corrections are measured on; as many as take 8 GiB",
-    )
-    batch_norm_reestimation: bool = _setting(
-        False, "batch norms measured again on the quantized network"
-    )
-    tuning_epochs: int = _setting(
-        0,
-        "passes in which scales, biases and steps are learned end to end, after all else",
-    )
-    tuning_rate: float = _setting(
-        0.01,
-        "of tuning: a scale's change in one step of Adam, at the most, as its share",
-    )
+    equalize: bool = _setting(False, "cross-layer equalization of weights before anything else")
+    weight_correction: str = _setting("none", "weights' moments given back: none, mean, variance or both")
+    weight_correction_form: str = _setting("corrected", "corrected, or paper: equation 13 as printed")
+    activation_correction: str = _setting("none", "activations' moments given back: none, mean, gain or both")
+    correction_source: str = _setting("empirical", "empirical: from images; analytic: from batch norms, the mean alone")
+    correction_images: int = _setting(512, "calibration images that corrections are measured on; as many as take 8 GiB")
+    batch_norm_reestimation: bool = _setting(False, "batch norms measured again on the quantized network")
+    tuning_epochs: int = _setting(0, "passes in which scales, biases and steps are learned end to end, after all else")
+    tuning_rate: float = _setting(0.01, "of tuning: a scale's change in one step of Adam, at the most, as its share")
     tuning_batch: int = _setting(32, "images of each step of tuning")
-    tuning_images: int = _setting(
-        1024, "calibration images of tuning; one in eight only tells what is best"
-    )
+    tuning_images: int = _setting(1024, "calibration images of tuning; one in eight only tells what is best")
     seed: int = _setting(0, "of what is drawn in learning")
     weight_symmetric: bool = _setting(True, "weights have zero point 0")
     weight_narrow: bool = _setting(True, "symmetric weights leave out the lowest code")
-    activation_symmetric: bool = _setting(
-        False, "activations have zero point 0, and signed codes where they need them"
-    )
+    activation_symmetric: bool = _setting(False, "activations have zero point 0, and signed codes where they need them")
     bias: str = _setting("int32", "int32, the grid of the layer's sums, or float32")
     rounding: str = _setting("half_even", "half_even, half_away or stochastic")
     deployable: bool = _setting(True, "admit only what integer kernels can run")
@@ -240,9 +174,7 @@ class Recipe:
             _check_member(name, getattr(self, name), allowed)
         self._check_plain_fields()
         object.__setattr__(self, "dynamic_layers", _in_order(self.dynamic_layers))
-        object.__setattr__(
-            self, "overrides", tuple(_as_override(entry) for entry in self.overrides)
-        )
+        object.__setattr__(self, "overrides", tuple(_as_override(entry) for entry in self.overrides))
         self._check_together()
         check_tuning(self)
         self._check_deployable()
@@ -250,206 +182,114 @@ class Recipe:
     def _check_plain_fields(self) -> None:
         """Names and switches: YAML makes numbers of some and text of others, and a text "false" would count as true."""
         for entry in fields(self):
-            if isinstance(entry.default, bool) and not isinstance(
-                getattr(self, entry.name), bool
-            ):
-                raise InputError(
-                    f"{entry.name} must be true or false, got {getattr(self, entry.name)!r}"
-                )
+            if isinstance(entry.default, bool) and not isinstance(getattr(self, entry.name), bool):
+                raise InputError(f"{entry.name} must be true or false, got {getattr(self, entry.name)!r}")
         images = self.correction_images
         if not isinstance(images, int) or isinstance(images, bool) or images < 1:
-            raise InputError(
-                f"correction_images must be a whole number of 1 or more, got {images!r}"
-            )
+            raise InputError(f"correction_images must be a whole number of 1 or more, got {images!r}")
         if not isinstance(self.name, str):
             raise InputError(f"name must be text, got {self.name!r}; quote it")
         if not isinstance(self.overrides, list | tuple):
-            raise InputError(
-                f"overrides must be a list of mappings that hold 'layers', got {self.overrides!r}"
-            )
+            raise InputError(f"overrides must be a list of mappings that hold 'layers', got {self.overrides!r}")
 
     def _check_together(self) -> None:
         """What the fields ask of one another."""
-        gain = self.activation_correction in (
-            "gain",
-            "both",
-        ) or self.weight_correction in ("variance", "both")
+        gain = self.activation_correction in ("gain", "both") or self.weight_correction in ("variance", "both")
         if gain and self.weight_granularity == "per_tensor":
             raise InputError(
                 "a gain a channel goes into the weights' scales: it needs weight_granularity per_channel; "
                 "or correct the mean alone"
             )
-        if self.correction_source == "analytic" and self.activation_correction in (
-            "gain",
-            "both",
-        ):
+        if self.correction_source == "analytic" and self.activation_correction in ("gain", "both"):
             raise InputError(
                 "correction_source analytic knows means alone: set activation_correction mean, or the source empirical"
             )
-        if self.weight_correction_form == "paper" and self.weight_correction not in (
-            "none",
-            "both",
-        ):
-            raise InputError(
-                "weight_correction_form paper is mean and variance together: set weight_correction both"
-            )
-        if (
-            self.activation_allocation != "none"
-            and self.activation_granularity != "per_channel"
-        ):
-            raise InputError(
-                "activation_allocation gives channels their bits: set activation_granularity per_channel"
-            )
+        if self.weight_correction_form == "paper" and self.weight_correction not in ("none", "both"):
+            raise InputError("weight_correction_form paper is mean and variance together: set weight_correction both")
+        if self.activation_allocation != "none" and self.activation_granularity != "per_channel":
+            raise InputError("activation_allocation gives channels their bits: set activation_granularity per_channel")
         if self.statistics != "offline" and self.activation_allocation != "none":
-            raise InputError(
-                "activation_allocation needs to know the channels: set statistics offline"
-            )
-        if self.statistics != "offline" and self.mixed_precision in (
-            "activations",
-            "both",
-        ):
-            raise InputError(
-                "mixed_precision of activations needs to know the tensors: set statistics offline"
-            )
+            raise InputError("activation_allocation needs to know the channels: set statistics offline")
+        if self.statistics != "offline" and self.mixed_precision in ("activations", "both"):
+            raise InputError("mixed_precision of activations needs to know the tensors: set statistics offline")
         self._check_dynamic()
         self._check_integers()
         self._check_budget()
         self._check_other_budgets()
-        if (
-            self.weight_allocation != "none"
-            and self.weight_granularity != "per_channel"
-        ):
-            raise InputError(
-                "weight_allocation gives each channel its bits: set weight_granularity per_channel"
-            )
+        if self.weight_allocation != "none" and self.weight_granularity != "per_channel":
+            raise InputError("weight_allocation gives each channel its bits: set weight_granularity per_channel")
 
     def _check_dynamic(self) -> None:
         """What ranges of each batch, of what layers read, ask of the other fields."""
         if self.statistics != DYNAMIC:
             if self.dynamic_layers != Recipe.dynamic_layers:
-                raise InputError(
-                    "dynamic_layers says what statistics dynamic quantizes: set statistics dynamic"
-                )
+                raise InputError("dynamic_layers says what statistics dynamic quantizes: set statistics dynamic")
             return
         if self.bias != "float32":
-            raise InputError(
-                "with statistics dynamic no grid of a layer's sums is fixed: set bias float32"
-            )
+            raise InputError("with statistics dynamic no grid of a layer's sums is fixed: set bias float32")
         if self.wide_residual or self.residual is not None:
-            raise InputError(
-                "with statistics dynamic additions stay in float: leave out residual and wide_residual"
-            )
+            raise InputError("with statistics dynamic additions stay in float: leave out residual and wide_residual")
 
     def _check_integers(self) -> None:
         """Bits can be divided among uniform grids alone."""
         asked = (
             ("weight_allocation", "weights", self.weight_allocation != "none"),
-            (
-                "activation_allocation",
-                "activations",
-                self.activation_allocation != "none",
-            ),
+            ("activation_allocation", "activations", self.activation_allocation != "none"),
             ("mixed_precision", "weights", self.mixed_precision in ("weights", "both")),
-            (
-                "mixed_precision",
-                "activations",
-                self.mixed_precision in ("activations", "both"),
-            ),
+            ("mixed_precision", "activations", self.mixed_precision in ("activations", "both")),
         )
         for name, what, is_asked in asked:
             if is_asked and NumberType.parse(getattr(self, what)).name != "int":
                 given = f"{name} divides bits among int types, and {what} are {getattr(self, what)}"
-                raise InputError(
-                    f"{given}: set {what} to int4 or the like, or {name} to none"
-                )
+                raise InputError(f"{given}: set {what} to int4 or the like, or {name} to none")
 
     def _check_budget(self) -> None:
         budget = self.mixed_precision_budget
         if budget is None:
             return
-        if (
-            isinstance(budget, bool)
-            or not isinstance(budget, int | float)
-            or not 2 <= budget <= 8
-        ):
-            raise InputError(
-                f"mixed_precision_budget must be from 2 to 8 bits a value, or left out, got {budget!r}"
-            )
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 2 <= budget <= 8:
+            raise InputError(f"mixed_precision_budget must be from 2 to 8 bits a value, or left out, got {budget!r}")
         if self.mixed_precision == "none":
-            raise InputError(
-                "mixed_precision_budget needs mixed_precision: weights, activations or both"
-            )
+            raise InputError("mixed_precision_budget needs mixed_precision: weights, activations or both")
 
     def _check_other_budgets(self) -> None:
         for name in ("mixed_precision_size", "mixed_precision_bit_operations"):
             given = getattr(self, name)
             if given is None:
                 continue
-            if (
-                isinstance(given, bool)
-                or not isinstance(given, int | float)
-                or not 0 < given < math.inf
-            ):
-                raise InputError(
-                    f"{name} must be a positive number, or left out, got {given!r}"
-                )
+            if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
+                raise InputError(f"{name} must be a positive number, or left out, got {given!r}")
             if self.mixed_precision == "none":
-                raise InputError(
-                    f"{name} needs mixed_precision: weights, activations or both"
-                )
-        if (
-            self.mixed_precision_size is not None
-            and self.mixed_precision == "activations"
-        ):
-            raise InputError(
-                "mixed_precision_size limits weights: set mixed_precision weights or both"
-            )
+                raise InputError(f"{name} needs mixed_precision: weights, activations or both")
+        if self.mixed_precision_size is not None and self.mixed_precision == "activations":
+            raise InputError("mixed_precision_size limits weights: set mixed_precision weights or both")
         if self.mixed_precision_criterion != "noise" and self.mixed_precision == "none":
-            raise InputError(
-                "mixed_precision_criterion needs mixed_precision: weights, activations or both"
-            )
+            raise InputError("mixed_precision_criterion needs mixed_precision: weights, activations or both")
 
     def _check_deployable(self) -> None:
         wanted = [self.weights, self.activations, self.residual, self.first, self.last]
-        wanted += [
-            text
-            for override in self.overrides
-            for text in (override.weights, override.activations)
-        ]
+        wanted += [text for override in self.overrides for text in (override.weights, override.activations)]
         for text in wanted:
             if text and self.deployable and not NumberType.parse(text).is_integer:
-                raise InputError(
-                    f"{text} tensors can't run in integer kernels; set deployable: false to simulate them"
-                )
+                raise InputError(f"{text} tensors can't run in integer kernels; set deployable: false to simulate them")
         dynamic = self.statistics == DYNAMIC
-        for name, needed in (
-            NEEDED_TO_DEPLOY | (NEEDED_DYNAMIC if dynamic else NEEDED_OFFLINE)
-        ).items():
+        for name, needed in (NEEDED_TO_DEPLOY | (NEEDED_DYNAMIC if dynamic else NEEDED_OFFLINE)).items():
             value = getattr(self, name)
             if self.deployable and value != needed:
-                raise InputError(
-                    f"{name}={value!r} can't run in integer kernels; set deployable: false to simulate it"
-                )
+                raise InputError(f"{name}={value!r} can't run in integer kernels; set deployable: false to simulate it")
         if self.deployable and dynamic:
             self._check_deployable_dynamic()
 
     def _check_deployable_dynamic(self) -> None:
         """Kernels that choose ranges themselves read uint8, and weights of 8 bits at most."""
-        read = [
-            self.activations,
-            self.first,
-            self.last,
-            *(override.activations for override in self.overrides),
-        ]
+        read = [self.activations, self.first, self.last, *(override.activations for override in self.overrides)]
         for text in filter(None, read):
             if NumberType.parse(text).bits != 8:
                 raise InputError(
                     f"with statistics dynamic integer kernels read int8 tensors alone, not {text}; "
                     "set deployable: false to simulate it"
                 )
-        for text in filter(
-            None, [self.weights, *(override.weights for override in self.overrides)]
-        ):
+        for text in filter(None, [self.weights, *(override.weights for override in self.overrides)]):
             if NumberType.parse(text).bits > 8:
                 raise InputError(
                     f"with statistics dynamic integer kernels take weights of 8 bits or fewer, not {text}; "
@@ -457,9 +297,7 @@ class Recipe:
                 )
         for override in self.overrides:
             if override.clip not in (None, "minmax"):
-                raise InputError(
-                    f"clip={override.clip!r} can't run in integer kernels; set deployable: false"
-                )
+                raise InputError(f"clip={override.clip!r} can't run in integer kernels; set deployable: false")
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
@@ -467,19 +305,13 @@ class Recipe:
         path = Path(name_or_path).expanduser()
         if path.suffix in (".yaml", ".yml") or path.is_file():
             return cls.from_yaml(_read(path), source=str(path))
-        shipped = (
-            resources.files("pytorch_quantizer") / "recipes" / f"{name_or_path}.yaml"
-        )
+        shipped = resources.files("pytorch_quantizer") / "recipes" / f"{name_or_path}.yaml"
         if not shipped.is_file():
             close = difflib.get_close_matches(str(name_or_path), list_recipes(), n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             shown = ", ".join(list_recipes())
-            raise InputError(
-                f"no recipe named {str(name_or_path)!r}{hint}; shipped are {shown}, or give a YAML file"
-            )
-        return cls.from_yaml(
-            shipped.read_text(encoding="utf-8"), source=str(name_or_path)
-        )
+            raise InputError(f"no recipe named {str(name_or_path)!r}{hint}; shipped are {shown}, or give a YAML file")
+        return cls.from_yaml(shipped.read_text(encoding="utf-8"), source=str(name_or_path))
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "recipe") -> Recipe:
@@ -487,19 +319,13 @@ class Recipe:
         try:
             values = yaml.safe_load(text) or {}
         except yaml.YAMLError as error:
-            raise InputError(
-                f"{source} is not YAML: {' '.join(str(error).split())}"
-            ) from error
+            raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
-            raise InputError(
-                f"{source} must hold a mapping of recipe fields, got {type(values).__name__}"
-            )
+            raise InputError(f"{source} must hold a mapping of recipe fields, got {type(values).__name__}")
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
-                raise InputError(
-                    f"{source}: unknown recipe field {key!r}{_did_you_mean(str(key), known)}"
-                )
+                raise InputError(f"{source}: unknown recipe field {key!r}{_did_you_mean(str(key), known)}")
         try:
             return cls(**values)
         except InputError as error:
@@ -508,10 +334,7 @@ class Recipe:
     def to_yaml(self) -> str:
         """Every field, as YAML that ``from_yaml`` reads back equal."""
         values: dict[str, Any] = asdict(self)
-        values["overrides"] = [
-            {k: v for k, v in entry.items() if v is not None}
-            for entry in values["overrides"]
-        ]
+        values["overrides"] = [{k: v for k, v in entry.items() if v is not None} for entry in values["overrides"]]
         return yaml.safe_dump(values, sort_keys=False)
 
     def save(self, path: str | Path) -> None:
@@ -523,18 +346,12 @@ class Recipe:
         known = [f.name for f in fields(self)]
         for key in changes:
             if key not in known:
-                raise InputError(
-                    f"unknown recipe field {key!r}{_did_you_mean(key, known)}"
-                )
+                raise InputError(f"unknown recipe field {key!r}{_did_you_mean(key, known)}")
         return replace(self, **changes)
 
     def matching(self, layer: str) -> list[Override]:
         """The overrides whose pattern matches a layer's name, in order."""
-        return [
-            override
-            for override in self.overrides
-            if fnmatchcase(layer, override.layers)
-        ]
+        return [override for override in self.overrides if fnmatchcase(layer, override.layers)]
 
 
 def check_weight_clipping(method: str) -> str:
@@ -545,11 +362,7 @@ def check_weight_clipping(method: str) -> str:
 def list_recipes() -> list[str]:
     """The names of the recipes that are shipped."""
     folder = resources.files("pytorch_quantizer") / "recipes"
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in folder.iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
 
 
 def _read(path: Path) -> str:
@@ -558,16 +371,12 @@ def _read(path: Path) -> str:
     except OSError as error:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise InputError(
-            f"cannot read the recipe {path}: it is not UTF-8 text"
-        ) from error
+        raise InputError(f"cannot read the recipe {path}: it is not UTF-8 text") from error
 
 
 def _in_order(names: str) -> str:
     """Some of DYNAMIC_LAYERS, divided by commas, in that table's order."""
-    given = (
-        [name.strip() for name in names.split(",")] if isinstance(names, str) else []
-    )
+    given = [name.strip() for name in names.split(",")] if isinstance(names, str) else []
     if not given or any(name not in DYNAMIC_LAYERS for name in given):
         raise InputError(
             f"dynamic_layers must be some of {', '.join(DYNAMIC_LAYERS)}, divided by commas, got {names!r}"
@@ -579,22 +388,14 @@ def _as_override(entry: Override | dict[str, Any]) -> Override:
     if isinstance(entry, Override):
         return entry
     known = [f.name for f in fields(Override)]
-    if (
-        not isinstance(entry, dict)
-        or "layers" not in entry
-        or any(key not in known for key in entry)
-    ):
-        raise InputError(
-            f"an override needs 'layers' and may hold {', '.join(known[1:])}; got {entry}"
-        )
+    if not isinstance(entry, dict) or "layers" not in entry or any(key not in known for key in entry):
+        raise InputError(f"an override needs 'layers' and may hold {', '.join(known[1:])}; got {entry}")
     return Override(**entry)
 
 
 def _check_member(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise InputError(
-            f"{name} must be one of {', '.join(allowed)}, got {value!r}{_did_you_mean(value, allowed)}"
-        )
+        raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{_did_you_mean(value, allowed)}")
 
 
 def _did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:

@@ -45,10 +45,7 @@ ODD = Recipe(
     bias="float32",
     rounding="half_away",
     deployable=False,
-    overrides=(
-        Override("layer1.*", weights="int8", clip="minmax"),
-        Override("fc", activations="float32"),
-    ),
+    overrides=(Override("layer1.*", weights="int8", clip="minmax"), Override("fc", activations="float32")),
 )
 
 
@@ -65,40 +62,19 @@ ALLOCATED = Recipe(
     weight_correction_form="paper",
     deployable=False,
 )
-DYNAMIC = Recipe(
-    name="dynamic",
-    statistics="dynamic",
-    dynamic_layers="convolution, recurrent",
-    bias="float32",
-)
+DYNAMIC = Recipe(name="dynamic", statistics="dynamic", dynamic_layers="convolution, recurrent", bias="float32")
 
 
 class TestDivisionOfBits:
     @pytest.mark.parametrize(
         ("fields", "said"),
         [
+            ({"weights": "kmeans4", "weight_allocation": "bits"}, "weight_allocation .* and weights are kmeans4"),
+            ({"weights": "apot4", "mixed_precision": "weights"}, "mixed_precision .* and weights are apot4"),
+            ({"weights": "apot4", "mixed_precision": "both"}, "mixed_precision .* and weights are apot4"),
+            ({"activations": "pot4", "mixed_precision": "both"}, "mixed_precision .* and activations are pot4"),
             (
-                {"weights": "kmeans4", "weight_allocation": "bits"},
-                "weight_allocation .* and weights are kmeans4",
-            ),
-            (
-                {"weights": "apot4", "mixed_precision": "weights"},
-                "mixed_precision .* and weights are apot4",
-            ),
-            (
-                {"weights": "apot4", "mixed_precision": "both"},
-                "mixed_precision .* and weights are apot4",
-            ),
-            (
-                {"activations": "pot4", "mixed_precision": "both"},
-                "mixed_precision .* and activations are pot4",
-            ),
-            (
-                {
-                    "activations": "mxfp4",
-                    "activation_granularity": "per_channel",
-                    "activation_allocation": "bins",
-                },
+                {"activations": "mxfp4", "activation_granularity": "per_channel", "activation_allocation": "bins"},
                 "activation_allocation .* and activations are mxfp4",
             ),
         ],
@@ -108,37 +84,23 @@ class TestDivisionOfBits:
             Recipe(**fields, deployable=False)
 
     def test_leaves_the_others_alone(self):
-        Recipe(
-            weights="kmeans4",
-            activations="int4",
-            mixed_precision="activations",
-            deployable=False,
-        )
+        Recipe(weights="kmeans4", activations="int4", mixed_precision="activations", deployable=False)
 
 
 class TestMixedPrecisionBudget:
     @pytest.mark.parametrize("budget", [1.9, 8.1, float("nan"), True, "3"])
     def test_out_of_its_rule(self, budget):
-        with pytest.raises(
-            InputError, match="must be from 2 to 8 bits a value, or left out, got"
-        ):
+        with pytest.raises(InputError, match="must be from 2 to 8 bits a value, or left out, got"):
             Recipe(mixed_precision="weights", mixed_precision_budget=budget)
 
     def test_nothing_to_spend_it_on(self):
-        with pytest.raises(
-            InputError,
-            match="mixed_precision_budget needs mixed_precision: weights, activations or",
-        ):
+        with pytest.raises(InputError, match="mixed_precision_budget needs mixed_precision: weights, activations or"):
             Recipe(mixed_precision_budget=4)
 
-    @pytest.mark.parametrize(
-        "name", ["mixed_precision_size", "mixed_precision_bit_operations"]
-    )
+    @pytest.mark.parametrize("name", ["mixed_precision_size", "mixed_precision_bit_operations"])
     @pytest.mark.parametrize("given", [0, -1, float("nan"), float("inf"), True, "3"])
     def test_other_budgets_out_of_their_rule(self, name, given):
-        with pytest.raises(
-            InputError, match=f"{name} must be a positive number, or left out, got"
-        ):
+        with pytest.raises(InputError, match=f"{name} must be a positive number, or left out, got"):
             Recipe(mixed_precision="weights", **{name: given})
 
     @pytest.mark.parametrize(
@@ -150,10 +112,7 @@ class TestMixedPrecisionBudget:
         ],
     )
     def test_nothing_to_divide(self, fields):
-        with pytest.raises(
-            InputError,
-            match=f"{next(iter(fields))} needs mixed_precision: weights, activations or",
-        ):
+        with pytest.raises(InputError, match=f"{next(iter(fields))} needs mixed_precision: weights, activations or"):
             Recipe(**fields)
 
     def test_a_size_is_that_of_weights(self):
@@ -163,9 +122,7 @@ class TestMixedPrecisionBudget:
 
 class TestYaml:
     @pytest.mark.parametrize(
-        "recipe",
-        [Recipe(), ODD, ALLOCATED, DYNAMIC, *map(Recipe.load, list_recipes())],
-        ids=lambda recipe: recipe.name,
+        "recipe", [Recipe(), ODD, ALLOCATED, DYNAMIC, *map(Recipe.load, list_recipes())], ids=lambda recipe: recipe.name
     )
     def test_round_trip(self, recipe, tmp_path):
         assert Recipe.from_yaml(recipe.to_yaml()) == recipe
@@ -174,23 +131,14 @@ class TestYaml:
         assert Recipe.load(str(tmp_path / "recipe.yaml")) == recipe
 
     def test_no_field_is_at_its_default_in_the_odd_one(self):
-        bound = {
-            "weight_allocation",
-            "activation_allocation",
-            "weight_correction_form",
-            "dynamic_layers",
-        }  # by others
+        bound = {"weight_allocation", "activation_allocation", "weight_correction_form", "dynamic_layers"}  # by others
         same = {k for k, v in vars(ODD).items() if v == vars(Recipe())[k]}
         assert same == bound, "the round trip must exercise each field"
 
     def test_holds_every_field_and_nothing_but_plain_values(self):
         values = yaml.safe_load(ODD.to_yaml())
         assert list(values) == list(vars(ODD))
-        assert values["overrides"][0] == {
-            "layers": "layer1.*",
-            "weights": "int8",
-            "clip": "minmax",
-        }
+        assert values["overrides"][0] == {"layers": "layer1.*", "weights": "int8", "clip": "minmax"}
 
     def test_absent_fields_keep_their_defaults(self):
         assert Recipe.from_yaml("weights: int4") == Recipe(weights="int4")
@@ -206,37 +154,26 @@ class TestShipped:
         assert {"w8a8", "w8a8_aciq", "w8a4", "w8a4_aciq"} <= set(list_recipes())
 
     @pytest.mark.parametrize("name", list_recipes())
-    def test_load_under_their_own_name_and_run_in_integers_but_for_the_papers(
-        self, name
-    ):
+    def test_load_under_their_own_name_and_run_in_integers_but_for_the_papers(self, name):
         recipe = Recipe.load(name)
         assert recipe.name == name
         assert recipe.deployable != name.endswith("_paper")
 
     def test_say_what_their_name_says(self):
         recipe = Recipe.load("w8a4_aciq")
-        assert (recipe.weights, recipe.activations, recipe.clip, recipe.bias) == (
-            "int8",
-            "int4",
-            "laplace",
-            "int32",
-        )
+        assert (recipe.weights, recipe.activations, recipe.clip, recipe.bias) == ("int8", "int4", "laplace", "int32")
 
 
 class TestFields:
     def test_replace(self):
         assert Recipe().replace(weights="int4").weights == "int4"
-        with pytest.raises(
-            InputError, match=r"unknown recipe field 'weight'.*did you mean 'weights'"
-        ):
+        with pytest.raises(InputError, match=r"unknown recipe field 'weight'.*did you mean 'weights'"):
             Recipe().replace(weight="int4")
         with pytest.raises(InputError, match="clip must be one of"):
             Recipe().replace(clip="none")
 
     def test_overrides_may_be_written_as_mappings(self):
-        assert Recipe(overrides=[{"layers": "a", "weights": "int2"}]).overrides == (
-            Override("a", weights="int2"),
-        )
+        assert Recipe(overrides=[{"layers": "a", "weights": "int2"}]).overrides == (Override("a", weights="int2"),)
 
     def test_matching_overrides_in_order(self):
         overrides = (Override("layer1.*"), Override("*.conv2"), Override("fc"))
@@ -250,14 +187,10 @@ class TestFields:
             Recipe().weights = "int4"
 
     @pytest.mark.parametrize(
-        ("field", "value"),
-        [("bias", "float32"), ("rounding", "half_away"), ("rounding", "stochastic")],
+        ("field", "value"), [("bias", "float32"), ("rounding", "half_away"), ("rounding", "stochastic")]
     )
     def test_deployable_admits_only_what_integer_kernels_run(self, field, value):
-        with pytest.raises(
-            InputError,
-            match=rf"{field}='{value}' can't run in integer kernels; set deployable: false",
-        ):
+        with pytest.raises(InputError, match=rf"{field}='{value}' can't run in integer kernels; set deployable: false"):
             Recipe(**{field: value})
         assert getattr(Recipe(deployable=False, **{field: value}), field) == value
 
@@ -267,43 +200,24 @@ class TestDynamic:
 
     def test_layers_stand_in_one_order(self):
         assert DYNAMIC.dynamic_layers == "recurrent, convolution"
-        assert (
-            DYNAMIC.replace(dynamic_layers="recurrent,convolution ,  recurrent")
-            == DYNAMIC
-        )
+        assert DYNAMIC.replace(dynamic_layers="recurrent,convolution ,  recurrent") == DYNAMIC
 
-    @pytest.mark.parametrize(
-        "names", ["", "lstm", "linear; recurrent", "linear,", ["linear"], None]
-    )
+    @pytest.mark.parametrize("names", ["", "lstm", "linear; recurrent", "linear,", ["linear"], None])
     def test_layers_are_of_the_list(self, names):
-        with pytest.raises(
-            InputError,
-            match="dynamic_layers must be some of linear, recurrent, convolution",
-        ):
+        with pytest.raises(InputError, match="dynamic_layers must be some of linear, recurrent, convolution"):
             DYNAMIC.replace(dynamic_layers=names)
 
     def test_layers_ask_for_it(self):
-        with pytest.raises(
-            InputError,
-            match="dynamic_layers says what statistics dynamic quantizes: set statistics",
-        ):
+        with pytest.raises(InputError, match="dynamic_layers says what statistics dynamic quantizes: set statistics"):
             Recipe(dynamic_layers="linear")
 
     @pytest.mark.parametrize(
         ("field", "value", "said"),
         [
             ("bias", "int32", "no grid of a layer's sums is fixed: set bias float32"),
-            (
-                "residual",
-                "int8",
-                "additions stay in float: leave out residual and wide_residual",
-            ),
+            ("residual", "int8", "additions stay in float: leave out residual and wide_residual"),
             ("wide_residual", True, "additions stay in float"),
-            (
-                "mixed_precision",
-                "both",
-                "needs to know the tensors: set statistics offline",
-            ),
+            ("mixed_precision", "both", "needs to know the tensors: set statistics offline"),
         ],
     )
     def test_contradictions(self, field, value, said):
@@ -334,15 +248,8 @@ class TestDynamic:
         assert not DYNAMIC.replace(**fields, deployable=False).deployable
 
     def test_what_integer_kernels_run(self):
-        fields = {
-            "weights": "int4",
-            "weight_granularity": "per_tensor",
-            "weight_symmetric": False,
-            "first": "int8",
-        }
-        assert DYNAMIC.replace(
-            **fields, overrides=(Override("fc", weights="int3", clip="minmax"),)
-        ).deployable
+        fields = {"weights": "int4", "weight_granularity": "per_tensor", "weight_symmetric": False, "first": "int8"}
+        assert DYNAMIC.replace(**fields, overrides=(Override("fc", weights="int3", clip="minmax"),)).deployable
 
 
 class TestRefusals:
@@ -352,26 +259,10 @@ class TestRefusals:
         ("field", "value", "message"),
         [
             ("weights", "int0", "bits must be between 1 and 16, got 0"),
-            (
-                "weights",
-                "uint8",
-                f"a number type must be one of int1 … int16, {OTHERS} or float32, got 'uint8'",
-            ),
-            (
-                "weights",
-                4,
-                f"a number type must be one of int1 … int16, {OTHERS} or float32, got 4",
-            ),
-            (
-                "weights",
-                None,
-                f"a number type must be one of int1 … int16, {OTHERS} or float32, got None",
-            ),
-            (
-                "activations",
-                None,
-                f"a number type must be one of int1 … int16, {OTHERS} or float32, got None",
-            ),
+            ("weights", "uint8", f"a number type must be one of int1 … int16, {OTHERS} or float32, got 'uint8'"),
+            ("weights", 4, f"a number type must be one of int1 … int16, {OTHERS} or float32, got 4"),
+            ("weights", None, f"a number type must be one of int1 … int16, {OTHERS} or float32, got None"),
+            ("activations", None, f"a number type must be one of int1 … int16, {OTHERS} or float32, got None"),
             ("residual", "int17", "bits must be between 1 and 16, got 17"),
             ("first", "eight", "a number type must be"),
             ("last", "eight", "a number type must be"),
@@ -383,11 +274,7 @@ class TestRefusals:
                 "weight_granularity must be one of per_tensor, per_channel, got 'channel'",
             ),
             ("bias", "int16", "bias must be one of int32, float32, got 'int16'"),
-            (
-                "rounding",
-                "even",
-                "rounding must be one of half_even, half_away, stochastic, got 'even'",
-            ),
+            ("rounding", "even", "rounding must be one of half_even, half_away, stochastic, got 'even'"),
             ("deployable", "false", "deployable must be true or false, got 'false'"),
             ("weight_symmetric", 1, "weight_symmetric must be true or false, got 1"),
             ("wide_residual", None, "wide_residual must be true or false, got None"),
@@ -397,21 +284,9 @@ class TestRefusals:
             ("overrides", {"layers": "a"}, "overrides must be a list"),
             ("overrides", ["conv1"], "an override needs 'layers'"),
             ("overrides", [{"weights": "int4"}], "an override needs 'layers'"),
-            (
-                "overrides",
-                [{"layers": "a", "bits": 4}],
-                "an override needs 'layers' and may hold weights, activations",
-            ),
-            (
-                "overrides",
-                [{"layers": 3}],
-                "an override's layers must be a pattern, got 3",
-            ),
-            (
-                "overrides",
-                [{"layers": "a", "weights": "int99"}],
-                "bits must be between 1 and 16, got 99",
-            ),
+            ("overrides", [{"layers": "a", "bits": 4}], "an override needs 'layers' and may hold weights, activations"),
+            ("overrides", [{"layers": 3}], "an override's layers must be a pattern, got 3"),
+            ("overrides", [{"layers": "a", "weights": "int99"}], "bits must be between 1 and 16, got 99"),
             ("overrides", [{"layers": "a", "clip": "no"}], "clip must be one of"),
         ],
     )
@@ -428,31 +303,22 @@ class TestRefusals:
 
     def test_unknown_field(self):
         with pytest.raises(
-            InputError,
-            match=r"mine\.yaml: unknown recipe field 'activation' .*did you mean 'activations'",
+            InputError, match=r"mine\.yaml: unknown recipe field 'activation' .*did you mean 'activations'"
         ):
             Recipe.from_yaml("activation: int4", source="mine.yaml")
-        with pytest.raises(
-            InputError, match=r"unknown recipe field 'zzz'; known: name, weights"
-        ):
+        with pytest.raises(InputError, match=r"unknown recipe field 'zzz'; known: name, weights"):
             Recipe.from_yaml("zzz: int4")
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [
-            ("- a\n- b", "must hold a mapping of recipe fields, got list"),
-            ("a: [1", "is not YAML"),
-            ("7", "got int"),
-        ],
+        [("- a\n- b", "must hold a mapping of recipe fields, got list"), ("a: [1", "is not YAML"), ("7", "got int")],
     )
     def test_not_a_recipe(self, text, message):
         with pytest.raises(InputError, match=message):
             Recipe.from_yaml(text)
 
     def test_files(self, tmp_path):
-        with pytest.raises(
-            InputError, match=r"cannot read the recipe .*absent\.yaml: No such file"
-        ):
+        with pytest.raises(InputError, match=r"cannot read the recipe .*absent\.yaml: No such file"):
             Recipe.load(tmp_path / "absent.yaml")
         said = r"no recipe named 'w8a5' \(did you mean 'w8a8'\?\); shipped are .*w8a4_aciq.*or give a YAML file"
         with pytest.raises(InputError, match=said):
