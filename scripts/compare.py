@@ -24,7 +24,8 @@ import jsonargparse
 from run_inference import DEFAULT_RECIPE, recipe_from
 
 from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
-from pytorch_quantizer.experiments.comparison import FILE, run_comparison
+from pytorch_quantizer.experiments.comparison import run_comparison
+from pytorch_quantizer.experiments.comparison_record import FILE
 from pytorch_quantizer.experiments.comparison_report import comparison_text, write_comparison
 from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
 from pytorch_quantizer.experiments.model_files import ModelFiles

@@ -1,5 +1,5 @@
 """What people read of a comparison: the tables and sentences on the screen, and compare.json in a folder.
-The numbers are comparison.py's; nothing is computed here.
+The numbers are comparison_record.py's; nothing is computed here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from pytorch_quantizer.atomic import write_atomically
-from pytorch_quantizer.experiments.comparison import (
+from pytorch_quantizer.experiments.comparison_record import (
     FILE,
     INTEGER,
     ONNXRUNTIME,

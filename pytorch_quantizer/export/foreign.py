@@ -28,7 +28,7 @@ class Foreign:
 def find_foreign(content: Mapping[str, Any], model: nn.Module | None) -> Foreign:
     """What the description asks for, from ``model``, which is copied; where it is given it is checked in any case.
 
-    Raises InputError where the model is missing or another network.
+    Raises InputError where the model is missing, is none or another network.
     """
     modules = [path for path, module in content["modules"].items() if module is None]
     functions = [entry["name"] for entry in content["graph"] if entry["target"] is None]
@@ -40,6 +40,8 @@ def find_foreign(content: Mapping[str, Any], model: nn.Module | None) -> Foreign
                 "give the float model it was made from, pq.load(path, model=float_model)"
             )
         return Foreign()
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be the float network, an nn.Module, got {type(model).__name__}")
     calls = functions + [entry["name"] for entry in content["graph"] if entry["target"] in {*modules}]
     graph = capture(model, share_parameters=True).graph
     own, nodes = dict(graph.named_modules()), {node.name: node for node in graph.graph.nodes}

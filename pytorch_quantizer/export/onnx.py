@@ -24,6 +24,7 @@ from pytorch_quantizer.export.onnx_repeats import compute_for_each_grid
 from pytorch_quantizer.export.onnx_rewrite import export_form
 from pytorch_quantizer.export.onnx_scan import write_recurrences
 from pytorch_quantizer.export.onnx_types import adds_exactly, check_weight_type, why
+from pytorch_quantizer.export.trial import first_run
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 INPUT, OUTPUT = "images", "logits"
@@ -69,9 +70,9 @@ def export_onnx(
     "int8" and "uint8" are taken at their word. storage: weights of 4 bits and fewer as INT4, for a smaller file.
     Tensors on ranges of each batch become DynamicQuantizeLinear, and what reads them MatMulInteger, ConvInteger or
     DynamicQuantizeLSTM; onnx_dynamic.py says where there is none.
-    The file is written whole or not at all. Raises InputError for a model that isn't quantized or not in float32,
-    quantizers that ONNX has no operator for, a network that torch.onnx can't export, a file beyond 2 GB, a path that
-    can't be written, and where onnx or onnxscript is missing.
+    The file is written whole or not at all. Raises InputError for a model that isn't quantized, isn't in float32 or
+    can't run on the example, quantizers that ONNX has no operator for, a network that torch.onnx can't export, a file
+    beyond 2 GB, a path that can't be written, and where onnx or onnxscript is missing.
     """
     for name in NEEDED:
         package(name)
@@ -83,8 +84,10 @@ def export_onnx(
         )
     require_writable(path)
     exact = adds_exactly()
-    form = export_form(_ready(model), weight_type, exact=exact)
-    traced = _traced(form, example.detach().cpu()).model
+    ready, images = _ready(model), example.detach().cpu()
+    form = export_form(ready, weight_type, exact=exact)
+    first_run(ready, images[:1], "example images")
+    traced = _traced(form, images).model
     write_recurrences(traced, form)
     if not storage:  # of which no kernel is in integers
         compute_for_each_grid(traced)

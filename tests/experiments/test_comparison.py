@@ -11,7 +11,7 @@ from torch import nn
 
 import pytorch_quantizer as pq
 from pytorch_quantizer import InputError
-from pytorch_quantizer.experiments import comparison
+from pytorch_quantizer.experiments import comparing
 from pytorch_quantizer.experiments.comparison import compare
 from pytorch_quantizer.experiments.comparison_report import comparison_text, write_comparison
 from pytorch_quantizer.export.integer import IntegerModel
@@ -86,12 +86,16 @@ class TestWhatAgrees:
         assert compared.images == 12
         assert set(compared.top1.values()) == {None}
 
+    def test_a_tensor_by_itself_is_one_batch(self, model):
+        x = labelled()[0]
+        assert compare(model, x, onnxruntime=False, progress=False) == integers(model, x)
+
     def test_in_parts_that_fit_in_memory_as_at_once(self, model, monkeypatch):
         whole = integers(model)
-        monkeypatch.setattr(comparison, "MEMORY", 2 * comparison.PLACE * (192 + 216 + 96 + 6) + 2)
+        monkeypatch.setattr(comparing, "MEMORY", 2 * comparing.PLACE * (192 + 216 + 96 + 6) + 2)
         seen = []
-        right = comparison.simulated_codes
-        monkeypatch.setattr(comparison, "simulated_codes", lambda model, x: seen.append(len(x)) or right(model, x))
+        right = comparing.simulated_codes
+        monkeypatch.setattr(comparing, "simulated_codes", lambda model, x: seen.append(len(x)) or right(model, x))
         assert integers(model) == whole
         assert seen == [2, 2, 2]
 
@@ -231,7 +235,7 @@ class TestOnnxRuntime:
         changed = copy.deepcopy(model)
         layer = changed.get_submodule("body.2")
         layer.weight.data.copy_(layer.weight_quantizer.dequantize(-layer.weight_quantizer.quantize(layer.weight)))
-        monkeypatch.setattr(comparison, "adds_exactly", lambda: exact)
+        monkeypatch.setattr(comparing, "adds_exactly", lambda: exact)
         monkeypatch.setitem(runtime.content, "weights", {"body.2": "int8"})
         first = compare(changed, [labelled()], onnxruntime=runtime, progress=False).first_difference
         assert first.why.startswith("body.2's sums u8·s8 can saturate at 16 bits") is not exact
@@ -309,6 +313,8 @@ class TestRefuses:
             ([(labelled()[0], torch.zeros(2).long())], r"labels must be one an image, \[6\], got \[2\]"),
             ([(labelled()[0], 3)], r"got int"),
             ([(labelled()[0], torch.full((6,), 5))], "5 outputs.*class 5"),
+            ([(labelled()[0], torch.full((6,), -1))], "5 outputs.*class -1"),
+            ([images(6, 4, 8, 8)], r"can't run on images of shape \[N, 4, 8, 8\]"),
         ],
     )
     def test_what_cannot_be_compared(self, model, batches, words):

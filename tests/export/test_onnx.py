@@ -438,6 +438,13 @@ class TestErrors:
         with pytest.raises(InputError, match="example images"):
             export_onnx(quantized(residual()), tmp_path / "m.onnx", example)
 
+    def test_images_of_another_size(self, tmp_path, capfd):
+        net = sequence(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+        with pytest.raises(InputError, match=r"can't run on example images of shape \[N, 3, 9, 9\]"):
+            export_onnx(quantized(net), tmp_path / "m.onnx", images(2, 3, 9, 9))
+        assert not list(tmp_path.iterdir())
+        assert not capfd.readouterr().err  # torch.export would log its traceback
+
     def test_a_module_that_torch_onnx_cannot_enter(self, tmp_path):
         model = quantized(sequence(nn.Conv2d(3, 3, 1), Untraceable(), nn.Conv2d(3, 3, 1)))
         with pytest.raises(InputError, match=r"torch\.onnx can't export"):

@@ -225,6 +225,11 @@ class TestForeignModules:
         with pytest.raises(InputError, match=r"not the one.*others"):
             pq.load(tmp_path / "m.safetensors", model=self.net(**change))
 
+    def test_what_is_no_network_is_refused(self, tmp_path):
+        pq.save(quantized(), tmp_path / "m.safetensors")
+        with pytest.raises(InputError, match=r"an nn\.Module, got str"):
+            pq.load(tmp_path / "m.safetensors", model="resnet20")
+
     def test_a_model_that_isnt_needed_is_checked_too(self, tmp_path):
         pq.save(quantized(), tmp_path / "m.safetensors")
         pq.load(tmp_path / "m.safetensors", model=convnet())
