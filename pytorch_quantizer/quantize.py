@@ -21,6 +21,8 @@ from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.fit import fit
 from pytorch_quantizer.calibration.measured import measure
 from pytorch_quantizer.calibration.mix_precisions import mix_precisions
+from pytorch_quantizer.calibration.reconstruct import starting_scales
+from pytorch_quantizer.calibration.reconstruction_run import ReconstructionRun
 from pytorch_quantizer.calibration.tuning_run import TuningRun
 from pytorch_quantizer.calibration.width_errors import width_errors
 from pytorch_quantizer.errors import InputError
@@ -47,6 +49,8 @@ def quantize(
     *,
     statistics_file: str | Path | None = None,
     strict: bool = False,
+    max_memory: int | None = None,
+    resume: str | Path | None = None,
     progress: bool = True,
 ) -> QuantizedModel:
     """Quantize a trained network without retraining; ``model`` itself is not touched.
@@ -55,7 +59,9 @@ def quantize(
     [N, …] or a tuple or list that begins with one; a tensor by itself is one batch; may be None where the recipe
     quantizes weights alone, or takes ranges from each batch. statistics_file: what calibration saw of the activations,
     read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
-    can't be captured is an error. Batch norms are folded, in eval mode.
+    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that reconstruction may take
+    (calibration/reconstruct.py), half of what is free unless given. resume: a folder for the blocks that it finishes;
+    with those of a run that was stopped, it goes on behind them and comes to the same end, to the bit.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)
@@ -65,14 +71,16 @@ def quantize(
     network = network_digest(captured.graph)
     graph, kept = fold(captured, inplace=True)
     notes = []
+    learning = ReconstructionRun(recipe, max_memory, resume)
     tuning = TuningRun(recipe)
-    batches = tuning.keep_images(batches)
+    batches = tuning.keep_images(learning.keep_images(batches))
     if recipe.equalize:
         graph, pairs = equalize(graph)
         notes.append(_note("equalize", "pairs of layers equalized", pairs))
     reasons = {**captured.opaque, **kept}
     sites = place(graph, recipe, reasons)
     measured = measure(graph, sites, recipe, batches, statistics_file=statistics_file, progress=progress)
+    learning.keep_rest(batches)
     tuning.keep_rest(batches)
     if recipe.mixed_precision != "none":
         errors = partial(width_errors, graph, measured, reasons, progress=progress)
@@ -80,14 +88,18 @@ def quantize(
         sites = place(graph, recipe, reasons)
     sites = allocate_channels(graph, sites, measured.statistics, recipe)
     corrections = list_corrections(recipe)
-    if corrections or tuning.is_asked:
+    if corrections or learning.is_asked or tuning.is_asked:
         ensure_biases(layer for _, layer in layer_nodes(graph))
     fitted = fit(graph, sites, measured.statistics, measured.moments())
-    quantized = insert(graph, fitted, recipe, inplace=not (corrections or tuning.is_asked))
+    needs_float = bool(corrections) or learning.is_asked or tuning.is_asked
+    quantized = insert(graph, fitted, recipe, inplace=not needs_float)
     own_tensors(quantized, model)
+    scales = starting_scales(quantized) if learning.is_asked else {}
     for correction in corrections:
         done = correction.carry_out(quantized, graph, measured.images, progress=progress)
         notes.append(_note(correction.name, "tensors corrected", [entry.tensor for entry in done if entry.kept]))
+    if learning.is_asked:
+        notes += learning.carry_out(quantized, graph, scales, progress=progress)
     notes += tuning.carry_out(quantized, graph, progress=progress)
     if recipe.deployable:
         move_off_ties(quantized)

@@ -87,8 +87,10 @@ def recipe_from(flags: dict[str, Any]) -> Recipe:
     """The recipe with the fields that were given as flags; its name says which of them differ from the recipe's."""
     recipe = Recipe.load(flags["recipe"])
     given = {field.name: flags[field.name] for field in fields(Recipe) if field.name in flags}
+    if not given.get("seed"):
+        given.pop("seed", None)  # the calibration draw's default, which says nothing of the recipe's
     changed = {name: value for name, value in given.items() if value != getattr(recipe, name)}
-    parts = [f"{name.replace('_', '-')}-{str(value).lower()}" for name, value in changed.items()]
+    parts = [f"{name.replace('_', '-')}-{str(value).lower()}" for name, value in changed.items() if name != "seed"]
     name = Path(flags["recipe"]).stem if recipe.name == Recipe.name else recipe.name  # a file that gives itself none
     return recipe.replace(**changed, name="_".join([name, *parts]))
 

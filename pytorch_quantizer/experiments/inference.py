@@ -63,7 +63,7 @@ class InferenceConfig:
     batch_size: int = _option(128, "images a batch")
     limit: int | None = _option(None, "evaluate this many images, spread evenly over the data set")
     device: str | None = _option(None, "cpu, cuda or cuda:N; default: the GPU if it works")
-    seed: int = _option(0, "of the calibration draw")
+    seed: int = _option(0, "of the calibration draw, and of learning")
     strict: bool = _option(False, "stop at a module that can't be captured instead of leaving it in float")
     skip_corrupt: bool = _option(False, "pass over images that can't be decoded, and count them")
     statistics_file: Path | None = _option(

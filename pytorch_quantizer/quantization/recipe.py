@@ -20,6 +20,7 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.bias_correction import ACTIVATION_CORRECTIONS, CORRECTIONS, FORMS
 from pytorch_quantizer.quantization.clipping import CLIPPINGS, check_clipping
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
+from pytorch_quantizer.quantization.reconstruction_fields import LEARNED, RECONSTRUCTIONS, check_reconstruction
 from pytorch_quantizer.quantization.tuning_fields import check_tuning
 
 NUMBER_TYPE_NAMES = "int1 … int16, " + ", ".join(
@@ -43,10 +44,14 @@ CHOICES = {
     "allocation_prior": ("laplace", "gaussian"),
     "mixed_precision": ("none", "weights", "activations", "both"),
     "mixed_precision_criterion": ("noise", "measured"),
+    "weight_rounding": ("nearest", "gptq", "second_order"),
+    "rounding_order": ("columns", "size"),
     "weight_correction": CORRECTIONS,
     "weight_correction_form": FORMS,
     "activation_correction": ACTIVATION_CORRECTIONS,
     "correction_source": ("empirical", "analytic"),
+    "reconstruction": RECONSTRUCTIONS,
+    "reconstruction_learns": LEARNED,
     "bias": BIASES,
     "rounding": ops.ROUNDINGS,
 }
@@ -142,17 +147,36 @@ class Recipe:
         None, "billions of bit operations of an image, MACs times both bits, that mixed_precision keeps to"
     )
     equalize: bool = _setting(False, "cross-layer equalization of weights before anything else")
+    weight_rounding: str = _setting(
+        "nearest",
+        "codes of weights: nearest; gptq, each input's error made good by the next ones'; second_order: the same for "
+        "what the float layer gives, with scales and biases that suit",
+    )
+    rounding_damping: float = _setting(0.01, "of gptq and second_order: share of the mean squared input added to each")
+    rounding_order: str = _setting("columns", "of gptq and second_order: inputs as they are, or by falling size")
     weight_correction: str = _setting("none", "weights' moments given back: none, mean, variance or both")
     weight_correction_form: str = _setting("corrected", "corrected, or paper: equation 13 as printed")
     activation_correction: str = _setting("none", "activations' moments given back: none, mean, gain or both")
     correction_source: str = _setting("empirical", "empirical: from images; analytic: from batch norms, the mean alone")
     correction_images: int = _setting(512, "calibration images that corrections are measured on; as many as take 8 GiB")
     batch_norm_reestimation: bool = _setting(False, "batch norms measured again on the quantized network")
+    reconstruction: str = _setting(
+        "none", "what is learned, on calibration's images, to come near the float network: none, each layer or block"
+    )
+    reconstruction_learns: str = _setting("both", "weights' rounding, activations' steps below 8 bits, or both")
+    reconstruction_drop: float = _setting(0.5, "share of values let through in float: QDrop's 0.5, BRECQ's 0")
+    reconstruction_iterations: int = _setting(2000, "steps that each block is learned in")
+    reconstruction_batch: int = _setting(32, "images of each such step")
+    reconstruction_images: int = _setting(1024, "calibration images that blocks are learned on")
+    reconstruction_blocks: str = _setting(
+        "",
+        "patterns, divided by commas: the layers that match one are one block; default: as the graph has them",
+    )
     tuning_epochs: int = _setting(0, "passes in which scales, biases and steps are learned end to end, after all else")
     tuning_rate: float = _setting(0.01, "of tuning: a scale's change in one step of Adam, at the most, as its share")
     tuning_batch: int = _setting(32, "images of each step of tuning")
     tuning_images: int = _setting(1024, "calibration images of tuning; one in eight only tells what is best")
-    seed: int = _setting(0, "of what is drawn in learning")
+    seed: int = 0  # of what learning draws; no flag of its own: scripts give theirs
     weight_symmetric: bool = _setting(True, "weights have zero point 0")
     weight_narrow: bool = _setting(True, "symmetric weights leave out the lowest code")
     activation_symmetric: bool = _setting(False, "activations have zero point 0, and signed codes where they need them")
@@ -176,6 +200,7 @@ class Recipe:
         object.__setattr__(self, "dynamic_layers", _in_order(self.dynamic_layers))
         object.__setattr__(self, "overrides", tuple(_as_override(entry) for entry in self.overrides))
         self._check_together()
+        check_reconstruction(self)
         check_tuning(self)
         self._check_deployable()
 
@@ -187,6 +212,9 @@ class Recipe:
         images = self.correction_images
         if not isinstance(images, int) or isinstance(images, bool) or images < 1:
             raise InputError(f"correction_images must be a whole number of 1 or more, got {images!r}")
+        damping = self.rounding_damping
+        if isinstance(damping, bool) or not isinstance(damping, int | float) or not 1e-6 <= damping <= 1:
+            raise InputError(f"rounding_damping must be from 1e-06 to 1, got {damping!r}")
         if not isinstance(self.name, str):
             raise InputError(f"name must be text, got {self.name!r}; quote it")
         if not isinstance(self.overrides, list | tuple):

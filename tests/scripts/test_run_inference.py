@@ -180,7 +180,7 @@ def test_help_is_for_people():
     assert "type:" not in text
     assert "null" not in text
     assert "images a batch (default: 128)" in text
-    assert "of the calibration draw (default: 0)" in text
+    assert "of the calibration draw, and of learning (default: 0)" in " ".join(text.split())
 
 
 class TestMistakes:

@@ -1,0 +1,97 @@
+"""A folder that holds the blocks which a run has finished, so that a run that was killed goes on behind them.
+What a block's state is, is reconstruct.py's business.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from pytorch_quantizer.atomic import write_atomically
+from pytorch_quantizer.calibration.activation_cache import Rows
+from pytorch_quantizer.calibration.calibrate import device_of
+from pytorch_quantizer.errors import InputError, first_line
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+
+HEADER = "run.json"
+AT_ONCE = 64  # images that are digested together
+
+
+class FinishedBlocks:
+    """Files in a folder, each written whole or not at all: ``run.json`` says of which run, ``block-0003.safetensors``
+    holds a block.
+
+    identity: what makes a run the same (``identity_of``), text by name. Raises InputError where the folder holds
+    another run, naming what differs, and where it can't be read or written.
+    """
+
+    def __init__(self, folder: Path | str, identity: dict[str, str]) -> None:
+        self.folder = Path(folder)
+        header = self.folder / HEADER
+        known = _read_header(header) if header.exists() else None
+        if known is None:
+            write_atomically(header, json.dumps(identity, indent=1).encode())
+            return
+        for name, value in identity.items():
+            if known.get(name) != value:
+                raise InputError(
+                    f"{self.folder} holds a run with another {name} ({_shown(known.get(name))}, now {_shown(value)}): "
+                    "give another folder, or remove this one"
+                )
+
+    def read(self, index: int) -> dict[str, Tensor] | None:
+        """What was written of a block, None where it isn't finished. Raises InputError for a file that is damaged."""
+        path = self._path(index)
+        if not path.exists():
+            return None
+        try:
+            return load(path.read_bytes())
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"can't read {path}: {first_line(error)}; remove it to learn the block again") from error
+
+    def write(self, index: int, state: dict[str, Tensor]) -> None:
+        """Keep a block. Raises InputError where that can't be written."""
+        write_atomically(self._path(index), save({name: t.cpu().contiguous() for name, t in state.items()}))
+
+    def _path(self, index: int) -> Path:
+        return self.folder / f"block-{index:04d}.safetensors"
+
+
+def identity_of(model: QuantizedModel, images: Rows) -> dict[str, str]:
+    """What a run must have in common with the one that it continues: to the bit, it is the same then."""
+    tensors = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        tensors.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    pixels = hashlib.sha256()
+    for start in range(0, images.written, AT_ONCE):
+        pixels.update(images.read(slice(start, start + AT_ONCE)).contiguous().numpy().tobytes())
+    return {
+        "recipe": model.recipe.to_yaml(),
+        "model": tensors.hexdigest(),
+        "images": f"{images.written} images, {pixels.hexdigest()}",
+        "device": device_of(model).type,
+        "torch": torch.__version__,
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+def _read_header(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"can't read {path}: {first_line(error)}; give another folder") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} describes no run; give another folder")
+    return found
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 24 else f"{text[:23]}…"

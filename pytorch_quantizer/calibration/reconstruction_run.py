@@ -1,0 +1,103 @@
+"""Reconstruction as quantize() runs it: calibration's images kept for it, memory limited, finished blocks read again.
+The learning itself is reconstruct.py's business.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from pytorch_quantizer.calibration.activation_cache import ActivationCache, Rows
+from pytorch_quantizer.calibration.calibrate import images_of
+from pytorch_quantizer.calibration.finished_blocks import FinishedBlocks, identity_of
+from pytorch_quantizer.calibration.reconstruct import Reconstruction, learnable_layers, reconstruct
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.quantization.recipe import Recipe
+
+
+class ReconstructionRun:
+    """What a recipe asks for, or nothing. max_memory: bytes; resume: a folder for finished blocks.
+
+    Raises InputError for a max_memory that is no number of bytes, and where either is given and nothing is learned.
+    """
+
+    def __init__(self, recipe: Recipe, max_memory: int | None, resume: str | Path | None) -> None:
+        self.is_asked = recipe.reconstruction != "none"
+        _check(self.is_asked, max_memory, resume)
+        self._wanted = recipe.reconstruction_images
+        self._max_memory, self._resume = max_memory, None if resume is None else Path(resume)
+        if self._resume is not None:
+            _make_folder(self._resume)
+        self._cache = ActivationCache(float("inf") if max_memory is None else max_memory / 2, self._resume)
+        self._images: Rows | None = None
+
+    def keep_images(self, batches: Iterable[Any] | None) -> Iterator[Any] | None:
+        """The batches; the first images of them are kept on the way, as many as the recipe says.
+
+        Raises InputError where they are needed and there are none.
+        """
+        if not self.is_asked:
+            return None if batches is None else iter(batches)
+        if batches is None:
+            raise InputError("reconstruction learns on images: give calibration=, an iterable of image batches")
+        return self._kept(batches)
+
+    def _kept(self, batches: Iterable[Any]) -> Iterator[Any]:
+        for batch in batches:
+            images = next(images_of([batch], torch.device("cpu")))
+            if self._images is None:
+                self._images = self._cache.room(self._wanted, images.shape[1:])
+            self._images.append(images[: self._wanted - self._images.written])
+            yield batch
+
+    def keep_rest(self, batches: Iterator[Any] | None) -> None:
+        """Read on until there are as many images as the recipe says; calibration may have needed fewer, or none."""
+        while self.is_asked and batches is not None and (self._images is None or self._images.written < self._wanted):
+            if next(batches, None) is None:
+                return
+
+    def carry_out(
+        self, model: QuantizedModel, graph: fx.GraphModule, scales: Mapping[str, Tensor], *, progress: bool
+    ) -> list[str]:
+        """Reconstruct in place; sentences about what was done, and what was left and why."""
+        assert self._images is not None
+        images = self._images
+        finished = None if self._resume is None else FinishedBlocks(self._resume, identity_of(model, images))
+        done = reconstruct(
+            model, graph, images, self._cache, scales, max_memory=self._max_memory, finished=finished, progress=progress
+        )
+        self._images = None
+        return _notes(model, done, images.written)
+
+
+def _check(is_asked: bool, max_memory: int | None, resume: str | Path | None) -> None:
+    if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1):
+        raise InputError(f"max_memory must be a number of bytes, 1 or more, got {max_memory!r}")
+    for name, given in (("max_memory", max_memory), ("resume", resume)):
+        if given is not None and not is_asked:
+            raise InputError(f"{name} is for reconstruction, which the recipe doesn't ask for: leave it out")
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"resume: {folder} can't be a folder ({error.strerror}); give another") from error
+
+
+def _notes(model: QuantizedModel, done: list[Reconstruction], images: int) -> list[str]:
+    kept = [entry.block for entry in done if entry.kept]
+    if not kept:
+        warnings.warn("reconstruction was asked for and changed nothing in this network", stacklevel=3)
+    notes = [f"reconstruction: {len(kept)} of {len(done)} blocks learned on {images} images ({', '.join(kept)})"]
+    left = learnable_layers(model)[1]
+    if left and model.recipe.reconstruction_learns != "activations":
+        shown = ", ".join(f"{path}: {reason}" for path, reason in left.items())
+        notes.append(f"reconstruction: weights left as they were ({shown})")
+    return notes
