@@ -14,12 +14,7 @@ from pytorch_quantizer.export.integer import IntegerModel
 from pytorch_quantizer.graph import ties
 from pytorch_quantizer.quantization.qparams import QParams
 
-WIDTH = 16 * ties.CLEARANCE  # what a 4-bit grid asks for, in codes
-
-
-def asked(bits):
-    """By a grid, in codes."""
-    return min(2**bits * ties.CLEARANCE, ties.MOST_CLEARANCE)
+asked = ties.clearance_asked
 
 
 def grid(scale, bits=4, zero_point=0):
@@ -33,68 +28,61 @@ def nearest_tie(scale, input_scale, output):
     reach = max(abs(lowest), abs(highest)) + 1
     n = torch.arange(-int(reach / multiplier) - 2, int(reach / multiplier) + 3, dtype=torch.float64)
     v = (n * multiplier)[((n * multiplier) > lowest) & ((n * multiplier) < highest)]
-    return float((v - v.floor() - 0.5).abs().min())
+    return float((v - v.floor() - 0.5).abs().min()) if len(v) else float("inf")
+
+
+def moved(scale, input_scale, grids):
+    return ties.clear_scale(scale, torch.tensor(input_scale), grids)
 
 
 class TestScales:
-    def test_a_tie_is_avoided_by_the_fewest_steps(self):
-        scale = torch.tensor([0.25])  # two of them are a half
-        moved = ties.clear_scale(scale, torch.tensor(1.0), [grid(1.0)])
-        steps = round((float(moved / scale) - 1) / ties.STEP)
-        assert 0 < abs(steps) <= ties.STEPS
-        assert nearest_tie(moved, 1.0, grid(1.0)) >= WIDTH
-        for fewer in range(abs(steps)):
-            for sign in (1, -1):
-                tried = (scale.double() * (1 + sign * fewer * ties.STEP)).float()
-                assert nearest_tie(tried, 1.0, grid(1.0)) < WIDTH
+    @pytest.mark.parametrize("zero_point", [0, 3, 255])
+    @pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
+    def test_no_sum_is_near_a_tie(self, bits, zero_point):
+        """Multipliers m from 2^-12 to 4, among them many that have ties."""
+        scale = torch.cat(
+            [2.0 ** (torch.rand(300, generator=torch.Generator().manual_seed(0)) * 14 - 12), 0.5 ** torch.arange(12.0)]
+        )
+        output = grid(1.0, bits=bits, zero_point=min(zero_point, 2**bits - 1))
+        before = torch.tensor([nearest_tie(s, 1.0, output) for s in scale])
+        after = torch.tensor([nearest_tie(s, 1.0, output) for s in moved(scale, 1.0, [output])])
+        assert (before < asked(bits)).sum() >= 10
+        assert (after >= asked(bits)).all()
 
-    def test_a_clear_scale_stays(self):
-        scale = torch.tensor([0.318309, 0.141421])
-        assert all(nearest_tie(s, 0.9, grid(1.0)) > WIDTH for s in scale)
-        assert torch.equal(ties.clear_scale(scale, torch.tensor(0.9), [grid(1.0)]), scale)
+    @pytest.mark.parametrize(("input_scale", "output_scale"), [(0.9, 0.31), (1e-6, 3e-5), (7e3, 1e3)])
+    def test_whatever_the_scales_are(self, input_scale, output_scale):
+        scale = (
+            (torch.rand(200, generator=torch.Generator().manual_seed(1)) * 0.02 + 0.001) * output_scale / input_scale
+        )
+        output = grid(output_scale, bits=8)
+        assert min(nearest_tie(s, input_scale, output) for s in scale) < asked(8)
+        assert min(nearest_tie(s, input_scale, output) for s in moved(scale, input_scale, [output])) >= asked(8)
 
-    @pytest.mark.parametrize("zero_point", [0, 7])
-    def test_every_channel_and_every_grid(self, zero_point):
+    @pytest.mark.parametrize("bits", [2, 8])
+    def test_scales_move_by_little(self, bits):
+        scale = 2.0 ** (torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 16 - 14)
+        change = (moved(scale, 1.0, [grid(1.0, bits=bits)]).double() / scale.double() - 1).abs()
+        assert 0 < change.max() <= 2.01 / ties.largest_denominator(bits) < 0.00032
+
+    def test_every_grid_that_reads_the_sums(self):
         scale = torch.rand(300, generator=torch.Generator().manual_seed(0)) * 0.01 + 0.001
-        scale[::10] = 0.015625
-        grids = [grid(0.75, zero_point=zero_point), grid(0.31, bits=3)]
-        before = [min(nearest_tie(s, 0.5, output) / asked(output.bits) for output in grids) for s in scale]
-        moved = ties.clear_scale(scale, torch.tensor(0.5), grids)
-        after = [min(nearest_tie(s, 0.5, output) / asked(output.bits) for output in grids) for s in moved]
-        assert min(before) < 1 <= min(after)
-        assert (moved / scale - 1).abs().max() <= ties.STEP * ties.STEPS * 1.01
+        grids = [grid(0.75), grid(0.31, bits=8), grid(0.2, bits=3)]
+        one = moved(scale, 0.5, grids[1:2])
+        assert min(nearest_tie(s, 0.5, grids[0]) for s in one) < asked(4)
+        found = moved(scale, 0.5, grids)
+        assert all(nearest_tie(s, 0.5, output) >= asked(output.bits) for s in found for output in grids)
+        assert (found / scale - 1).abs().max() < 0.003
 
-    def test_the_255_ties_of_8_bits(self):
-        scale = torch.rand(100, generator=torch.Generator().manual_seed(0)) * 0.01 + 0.01
-        output = grid(0.31, bits=8, zero_point=3)
-        before = torch.tensor([nearest_tie(s, 0.5, output) for s in scale])
-        moved = ties.clear_scale(scale, torch.tensor(0.5), [output])
-        after = torch.tensor([nearest_tie(s, 0.5, output) for s in moved])
-        assert (before < asked(8)).sum() > 20
-        assert (after >= asked(8)).all()
-
-    def test_the_shorter_way_is_taken(self):
-        for direction in (1, -1):
-            scale = torch.tensor([0.25 * (1 + direction * 10 * ties.STEP)])
-            moved = ties.clear_scale(scale, torch.tensor(1.0), [grid(1.0)])
-            assert 0 < direction * float(moved / scale - 1) < 32 * ties.STEP
-
-    @pytest.mark.parametrize(("zero_point", "stays"), [(7, True), (0, False)])
-    def test_a_tie_beyond_the_grid_is_none(self, zero_point, stays):
-        scale = torch.tensor([14.5])
-        moved = ties.clear_scale(scale, torch.tensor(1.0), [grid(1.0, zero_point=zero_point)])
-        assert torch.equal(moved, scale) is stays
-
-    def test_where_none_is_clear_the_farthest_serves(self):
-        """Sums so fine that some lies near every tie."""
-        scale = torch.tensor([1e-6])
-        moved = ties.clear_scale(scale, torch.tensor(1.0), [grid(1.0)])
-        assert nearest_tie(moved, 1.0, grid(1.0)) >= nearest_tie(scale, 1.0, grid(1.0))
+    def test_sums_finer_than_the_noise_keep_as_far_as_they_can(self):
+        """Multiples of 1e-5 are at most 5e-6 from a tie that lies between two of them."""
+        found = moved(torch.tensor([1e-5]), 1.0, [grid(1.0)])
+        assert nearest_tie(found, 1.0, grid(1.0)) > 3e-6
+        assert nearest_tie(torch.tensor([1e-5]), 1.0, grid(1.0)) < 1e-6
 
     def test_one_scale_for_the_tensor(self):
-        moved = ties.clear_scale(torch.tensor(0.25), torch.tensor(1.0), [grid(1.0)])
-        assert moved.shape == ()
-        assert float(moved) != 0.25
+        found = moved(torch.tensor(0.25), 1.0, [grid(1.0)])
+        assert found.shape == ()
+        assert float(found) != 0.25
 
 
 def on_ties(fields=None, net=None):
