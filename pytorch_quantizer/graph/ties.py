@@ -4,8 +4,8 @@ How integers are put on a grid is export/requantize.py's business; what grids th
 A layer's sums are whole multiples n·s_x·s_w, which the next tensor's grid rounds: v = n·m, m = s_x·s_w / s_y. Where
 some n·m comes as near to a half k + ½ as float32's noise, a simulation falls to one side and integer kernels, or the
 simulation on another machine, to the other, each time that this sum n occurs; one such code makes many others differ.
-Where m = p/q with an odd q, though, n·m − (k + ½) = (2np − (2k + 1)q) / 2q has an odd numerator: no sum is nearer to any
-tie than 1/2q. With q of some thousands such an m is found within 0.03 % of any, and costs nothing.
+Where m = p/q with an odd q, though, n·m − (k + ½) = (2np − (2k + 1)q) / 2q has an odd numerator: no sum is nearer to
+any tie than 1/2q. With q of some thousands such an m is found within 0.03 % of any, and costs nothing.
 """
 
 from __future__ import annotations
