@@ -106,11 +106,14 @@ def _steps(most: int, device: torch.device) -> Tensor:
 
 def _rescale(layer: Layer, weight: IntQuantizer, scale: Tensor) -> None:
     """Give a layer's weight another scale, and its bias the grid that follows; codes stay."""
-    axis = int(isinstance(layer, TRANSPOSED))
-    values = layer.weight.movedim(axis, 0) if scale.dim() else layer.weight[None]
-    old, new = (part.reshape([-1] + [1] * (values.dim() - 1)) for part in (weight.scale, scale))
-    values.div_(old).round_().mul_(new)  # q − z in between, whole numbers: exactly
-    weight.scale = scale
+    old, weight.scale = weight.scale, scale
+    if float((scale / old - 1).abs().max()) * 2**weight.bits < 0.5:  # then each code is the nearest on its new grid too
+        weight(layer.weight.detach(), inplace=True)
+    else:
+        axis = int(isinstance(layer, TRANSPOSED))
+        values = layer.weight.movedim(axis, 0) if scale.dim() else layer.weight[None]
+        before, after = (part.reshape([-1] + [1] * (values.dim() - 1)) for part in (old, scale))
+        values.div_(before).round_().mul_(after)  # q − z in between, whole numbers: exactly
     bias = getattr(layer, "bias_quantizer", None)
     if bias is not None and layer.bias is not None:
         layer.bias.copy_(bias.rescale(scale_of_outputs(layer, weight))(layer.bias))

@@ -138,6 +138,7 @@ FIELDS = {
     "affine": {"weight_symmetric": False},
     "wide residual": {"wide_residual": True},
     "8 bits": {"activations": "int8", "last": "int8"},
+    "weights of 16 bits": {"weights": "int16"},
 }
 
 
