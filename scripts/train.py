@@ -1,8 +1,17 @@
-"""Train a float network on a data set and write its weights as safetensors, with what was measured as JSON beside it.
+"""Train a network on a data set, float or quantized, and write it with what was measured as JSON beside it.
 
 python scripts/train.py                                                     # digits, ResNet-20: half a minute
 python scripts/train.py --config scripts/configs/digits_resnet20.yaml       # the checkpoint that the package ships
-python scripts/train.py --dataset cifar10 --data PATH --arch resnet20 --output runs/cifar10.safetensors
+python scripts/train.py --config scripts/configs/cifar10_resnet20.json      # CIFAR-10, fetched if it isn't there
+python scripts/train.py --config scripts/configs/cifar10_resnet20_w2a2.yaml --data DIR --checkpoint resnet20.th
+python scripts/train.py --recipe w4a4_statistical --checkpoint FILE --dataset cifar10 --data DIR
+    quantization-aware training: begins with a trained network, quantized as the recipe says (a shipped recipe's name or
+    a YAML file), and writes a packed checkpoint, as pq.save does
+
+A config file is YAML or JSON; keys that begin with an underscore, such as _comment, are comments anywhere in it.
+After each epoch accuracy, precision, recall and F1 are measured on validation images, and OUTPUT.state.safetensors is
+written: the same command goes on from there after an interruption, and ends with the same bytes as without.
+OUTPUT.best.safetensors is the epoch that was best on validation images; OUTPUT is the last, unless --keep best.
 """
 
 import sys
@@ -18,7 +27,10 @@ def main(arguments: list[str] | None = None) -> None:
     test = report["test"]
     scores = ", ".join(f"{name} {test[name]['macro']:.4f}" for name in ("precision", "recall", "f1"))
     print(f"test: top-1 {test['top1']:.2%} of {test['samples']} images; macro {scores}")
-    print(f"wrote {report['config']['output']} and the report beside it (.json) after {report['seconds']:.0f} s")
+    best = report["best_epoch"]
+    said = "" if best is None else f"; best on validation images was {best}"
+    written = f"epoch {report['written_epoch']} of {report['config']['epochs']}{said}"
+    print(f"wrote {report['config']['output']} ({written}) and the report beside it, .json; {report['seconds']:.0f} s")
 
 
 def parse(arguments: list[str]) -> TrainingConfig:

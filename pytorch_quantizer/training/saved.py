@@ -25,7 +25,7 @@ from pytorch_quantizer.training.config import TrainingConfig, state_path
 from pytorch_quantizer.training.pupil import Pupil
 
 ELSEWHERE = ("data", "download", "workers", "resume", "output")  # settings that don't decide what comes out
-RANDOM = "random_state"
+RANDOM, CUDA_RANDOM = "random_state", "cuda_random_state"  # of torch's own generators, which dropout draws from
 
 
 def save_weights(network: nn.Module, path: Path, config: TrainingConfig, data: ImageDataset, **measured: Any) -> None:
@@ -60,6 +60,8 @@ def save_state(config: TrainingConfig, pupil: Pupil, history: list[dict[str, Any
     for index, values in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{name}": torch.as_tensor(value) for name, value in values.items()}
     tensors[RANDOM] = torch.get_rng_state()
+    if _device(pupil).type == "cuda":
+        tensors[CUDA_RANDOM] = torch.cuda.get_rng_state(_device(pupil))
     said = {
         "settings": settings_of(config),
         "history": history,
@@ -91,6 +93,8 @@ def load_state(config: TrainingConfig, pupil: Pupil) -> list[dict[str, Any]]:
         pupil.average.steps = said["steps"]
     _load_optimizer(pupil, _part(tensors, "optimizer."), said)
     torch.set_rng_state(tensors[RANDOM])
+    if CUDA_RANDOM in tensors and _device(pupil).type == "cuda":
+        torch.cuda.set_rng_state(tensors[CUDA_RANDOM], _device(pupil))
     history: list[dict[str, Any]] = said["history"]
     return history
 
@@ -111,6 +115,10 @@ def _load_optimizer(pupil: Pupil, tensors: Mapping[str, Tensor], said: Mapping[s
         group["lr"] = rate
     pupil.optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
     pupil.scheduler.last_epoch = said["steps"]
+
+
+def _device(pupil: Pupil) -> torch.device:
+    return next(pupil.model.parameters()).device
 
 
 def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -5,8 +5,11 @@ import json
 import pytest
 from script_runs import SCRIPTS, load_script
 
+import pytorch_quantizer as pq
 from pytorch_quantizer.command_line import run
+from pytorch_quantizer.models import bundled_checkpoint
 from pytorch_quantizer.training import Augmentation, TrainingConfig
+from pytorch_quantizer.training.config import weights_path
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +43,20 @@ class TestSettings:
         config = script.parse(["--config", str(file)])
         assert config == TrainingConfig(epochs=7, augmentation=Augmentation(flip=True))
 
+    def test_the_shipped_configs_are_read(self, script):
+        configs = sorted((SCRIPTS / "configs").glob("*"))
+        read = {path.name: script.parse(["--config", str(path)]) for path in configs}
+        assert read["cifar10_resnet20.json"].download
+        assert read["cifar10_resnet20_w2a2.yaml"].recipe == "w2a2_qat"
+        assert read["cifar10_resnet20_w2a2.yaml"].qat.norms
+
+    def test_training_with_a_recipe_has_its_own_rate_and_output(self, script):
+        config = script.parse(["--recipe", "w4a4_statistical", "--qat.norms", "false"])
+        assert config.learning_rate == 0.01
+        assert str(weights_path(config)) == "runs/digits_resnet20_w4a4_statistical.safetensors"
+        assert not config.qat.norms
+        assert TrainingConfig().learning_rate == 0.1
+
 
 class TestMistakes:
     @pytest.mark.parametrize(
@@ -54,6 +71,12 @@ class TestMistakes:
             (["--arch", "resnet21"], "unknown arch 'resnet21': did you mean"),
             (["--dataset", "mnist", "--data", "absent"], "absent is not a folder"),
             (["--augmentation.scaling", "2"], "scaling in [0, 1)"),
+            (["--recipe", "w8a8"], "begins with a trained network: give --checkpoint FILE"),
+            (["--recipe", "w9", "--checkpoint", "absent.th"], "absent.th is not a file"),
+            (["--keep", "first"], "keep must be one of last, best, got 'first'"),
+            (["--ema", "1"], "ema must lie in [0, 1), got 1.0"),
+            (["--qat.temperature", "0"], "qat.temperature must be positive"),
+            (["--dataset", "imagenet", "--download", "true"], "imagenet can't be downloaded"),
         ],
     )
     def test_one_line_and_exit_code_2(self, script, tmp_path, monkeypatch, capsys, arguments, said):
@@ -87,5 +110,17 @@ class TestMistakes:
 def test_trains_and_says_what_came_out(script, tmp_path, capsys):
     output = tmp_path / "model.safetensors"
     script.main(["--epochs", "1", "--device", "cpu", "--output", str(output)])
-    assert "test: top-1 " in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "test: top-1 " in said
+    assert "(epoch 1 of 1; best on validation images was 1)" in said
     assert output.is_file()
+
+
+def test_trains_with_a_recipe(script, tmp_path):
+    output, checkpoint = tmp_path / "model.safetensors", bundled_checkpoint("digits_resnet20")
+    recipe = tmp_path / "w4a4.yaml"
+    recipe.write_text("{weights: int4, activations: int4}")
+    flags = ["--recipe", str(recipe), "--checkpoint", str(checkpoint), "--epochs", "1", "--device", "cpu"]
+    script.main([*flags, "--output", str(output)])
+    assert pq.load(output).recipe.weights == "int4"
+    assert json.loads(output.with_suffix(".json").read_text())["test"]["top1"] > 0.9
