@@ -13,6 +13,8 @@ from torch import Tensor, fx
 from torch.func import functional_call
 from tqdm import tqdm
 
+from pytorch_quantizer.calibration.correction import Correction
+from pytorch_quantizer.calibration.second_order import round_weights
 from pytorch_quantizer.calibration.stepper import Stepper, Values
 from pytorch_quantizer.graph.branches import Branches, affected, layers_alone, list_branches, quantizer_of
 from pytorch_quantizer.graph.expected import analytic_shift, expected_moments
@@ -28,22 +30,6 @@ STEPS = 4  # of the iteration that matches a tensor's moments
 
 
 @dataclass(frozen=True)
-class Correction:
-    """What was done to one tensor. layers: those that carry the gain and the shift, by name.
-
-    error_before, error_after: mean squared difference from the float network's tensor on the images of the
-    correction; None where it has none. kept: whether the layers carry it. An empirical correction of activations is
-    kept only where the error falls; weights and batch norms get the moments that they are to have, whatever it does.
-    """
-
-    tensor: str
-    layers: tuple[str, ...]
-    error_before: float | None = None
-    error_after: float | None = None
-    kept: bool = True
-
-
-@dataclass(frozen=True)
 class Step:
     """One correction that a recipe asks for. name: its field. mends_means: what error is left then has no mean."""
 
@@ -54,8 +40,10 @@ class Step:
 
 
 def list_corrections(recipe: Recipe) -> list[Step]:
-    """What a recipe asks for, in the order in which it is done: weights, batch norms, activations."""
+    """What a recipe asks for, in the order in which it is done: codes, weights, batch norms, activations."""
     steps = []
+    if recipe.weight_rounding != "nearest":
+        steps.append(Step("weight_rounding", round_weights, True, recipe.weight_rounding == "second_order"))
     if recipe.weight_correction != "none":
         means = recipe.weight_correction in ("mean", "both")
         steps.append(Step("weight_correction", correct_weights, recipe.deployable, means and not recipe.deployable))

@@ -29,7 +29,9 @@ from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import EXAMPLES, quantize
 
 WHATS = ("both", "weights", "activations")
-CORRECTIONS = ("equalize", "weight_correction", "activation_correction", "batch_norm_reestimation")
+CORRECTIONS = (
+    *("equalize", "weight_rounding", "weight_correction", "activation_correction", "batch_norm_reestimation"),
+)
 SIGNIFICANT = 0.01  # a p-value: one layer in a hundred that does no harm seems to
 LEFT_OUT = "left in float by the diagnosis"
 Readings = frozenset[tuple[str, str]]  # (a site, who reads it)
