@@ -28,6 +28,7 @@ PACKAGE = Path(__file__).parents[1]
 # What can't change a number: reports, scripts' machinery, training.
 SILENT = (
     *("atomic.py", "command_line.py", "training"),
+    *("experiments/leaderboard.py", "experiments/leaderboard_picture.py"),
     *("experiments/ablation.py", "experiments/cells.py", "experiments/report.py", "experiments/sensitivity_report.py"),
     # Rows, weights and images are in the cells' keys.
     *(f"experiments/reproduce{part}.py" for part in ("", "_command", "_text", "_weights")),
@@ -84,7 +85,8 @@ class Network:
     def measure(self, recipe: Recipe | None) -> dict[str, Any]:
         """top1, top5 and top1_interval as fractions of 1, correct and samples as counts, seconds, code, and kept.
 
-        recipe None: the float network. kept: whether the store held it. Ranges are calibrated anew for every recipe.
+        quantizing_seconds: those before the evaluation. recipe None: the float network. kept: whether the store held
+        it. Ranges are calibrated anew for every recipe.
         Raises InputError for a recipe that can't be carried out on this network.
         """
         found = self.kept(recipe)
@@ -94,6 +96,7 @@ class Network:
         model = self.model
         if recipe is not None:
             model = quantize(self.model, recipe, self.drawn, strict=self.config.strict, progress=False)
+        quantizing = time.perf_counter() - start
         evaluation = evaluate(model, self.evaluated, device=self.device, progress=False)
         values = {
             "top1": evaluation.top1,
@@ -103,6 +106,7 @@ class Network:
             "samples": evaluation.samples,
             "skipped_images": list(dict.fromkeys([*self.test.skipped, *self.calibration.skipped])),
             "seconds": round(time.perf_counter() - start, 1),
+            "quantizing_seconds": round(quantizing, 1),
         }
         return self.store.write(self.key_of(recipe), values) | {"kept": False}
 

@@ -1,0 +1,130 @@
+"""The leaderboard's recipes, what it reads of flags, means and intervals, tables and picture."""
+
+import math
+
+import pandas as pd
+import pytest
+from scipy.stats import t as student
+
+from pytorch_quantizer import InputError
+from pytorch_quantizer.experiments.leaderboard import (
+    COLUMNS,
+    DEFAULT_SETTINGS,
+    METHODS,
+    Setting,
+    markdown,
+    parse_methods,
+    parse_residuals,
+    parse_seeds,
+    parse_settings,
+    policy,
+    recipe_of,
+    summary,
+)
+from pytorch_quantizer.experiments.leaderboard_picture import leaderboard_picture
+
+
+def rows(*tops, method="mse", error=""):
+    made = [
+        dict.fromkeys(COLUMNS)
+        | {"dataset": "digits", "arch": "resnet20", "method": method, "weights": "int4", "activations": "int8"}
+        | {"seed": seed, "top1": top, "fp32_top1": 0.95, "residual": "narrow", "deployable": True, "error": error}
+        | {"seconds": 2.0 + seed, "first_last": "int8", "granularity": "weights per-channel, activations per-tensor"}
+        for seed, top in enumerate(tops)
+    ]
+    table = pd.DataFrame(made, columns=list(COLUMNS))
+    return table.assign(top1=table["top1"].astype(float), seconds=table["seconds"].astype(float))
+
+
+class TestRecipes:
+    @pytest.mark.parametrize("method", METHODS)
+    @pytest.mark.parametrize("setting", parse_settings(DEFAULT_SETTINGS), ids=str)
+    def test_every_method_at_every_width_is_a_recipe(self, method, setting):
+        recipe = recipe_of(method, setting, "narrow", 3)
+        assert (recipe.weights, recipe.activations) == (f"int{setting.weights}", f"int{setting.activations}")
+        assert recipe.seed == 3
+        assert {name: getattr(recipe, name) for name in METHODS[method]} == METHODS[method]
+
+    def test_methods_differ(self):
+        made = [recipe_of(method, Setting(4, 4), "narrow", 0).replace(name="") for method in METHODS]
+        assert all(made.count(recipe) == 1 for recipe in made)
+
+    def test_the_residual_policy(self):
+        assert [recipe_of("mse", Setting(4, 4), name, 0).wide_residual for name in ("narrow", "wide")] == [False, True]
+
+    def test_what_a_row_says_of_its_policy(self):
+        recipe = recipe_of("aciq paper", Setting(4, 4), "narrow", 0)
+        assert policy(recipe) == {
+            "first_last": "int8",
+            "granularity": "weights per-channel, activations per-channel",
+            "deployable": False,
+        }
+        assert policy(recipe.replace(first="int4"))["first_last"] == "int4/int8"
+
+
+class TestFlags:
+    def test_settings(self):
+        assert parse_settings("W4A8, w2a4,W4A8") == [Setting(4, 8), Setting(2, 4)]
+        assert [str(setting) for setting in parse_settings("w10a16")] == ["W10A16"]
+
+    @pytest.mark.parametrize("text", ["", "4W4A", "W4", "W1A4", "W4A17", "W4A4,,W2A2"])
+    def test_settings_that_are_none(self, text):
+        with pytest.raises(InputError, match="--settings must be"):
+            parse_settings(text)
+
+    def test_methods(self):
+        assert parse_methods(None) == list(METHODS)
+        assert parse_methods("mse, gptq") == ["mse", "gptq"]
+        with pytest.raises(InputError, match=r"--methods must be among .* got 'gtpq' \(did you mean 'gptq'\?\)"):
+            parse_methods("mse,gtpq")
+
+    def test_seeds_and_residuals(self):
+        assert parse_seeds("0, 2") == [0, 2]
+        assert parse_residuals("narrow,wide") == ["narrow", "wide"]
+        for text in ("-1", "one", "1.5"):
+            with pytest.raises(InputError, match="--seeds must be whole numbers"):
+                parse_seeds(text)
+        with pytest.raises(InputError, match="--residual must be among narrow, wide"):
+            parse_residuals("broad")
+
+
+class TestSummary:
+    def test_the_mean_and_the_interval_of_students_t(self):
+        [found] = summary(rows(0.90, 0.91, 0.95)).to_dict("records")
+        spread = pd.Series([0.90, 0.91, 0.95]).std()
+        assert found["top1"] == pytest.approx(0.92)
+        assert found["half_interval"] == pytest.approx(student.ppf(0.975, 2) * spread / math.sqrt(3))
+        assert (found["seeds"], found["failed"], found["seconds"]) == (3, 0, 3.0)
+
+    def test_one_seed_has_no_interval(self):
+        assert math.isnan(summary(rows(0.9))["half_interval"].iloc[0])
+
+    def test_cells_that_failed_are_counted_and_leave_the_mean_to_the_others(self):
+        [found] = summary(pd.concat([rows(0.9, 0.8), rows(None, error="InputError: no")])).to_dict("records")
+        assert (found["seeds"], found["failed"]) == (2, 1)
+        assert found["top1"] == pytest.approx(0.85)
+
+    def test_methods_stay_apart_and_in_order(self):
+        table = summary(pd.concat([rows(0.9, method="mse"), rows(0.8, method="aciq")]))
+        assert list(zip(table["method"], table["top1"], strict=True)) == [("mse", 0.9), ("aciq", 0.8)]
+
+
+class TestTables:
+    TABLE = pd.concat([rows(0.90, 0.92), rows(0.5, method="minmax"), rows(None, method="none", error="InputError: no")])
+
+    def test_markdown(self):
+        text = markdown(self.TABLE, "As measured.")
+        assert "## resnet20 on digits, narrow residual stream: float32 95.00 %" in text
+        assert "| mse | yes | 91.00 ± 12.71 (2 s) |" in text
+        assert "| minmax | yes | 50.00 (2 s) |" in text
+        assert "| none | yes | failed |" in text
+        assert "- resnet20, none, int4 int8, seed 0: InputError: no" in text
+
+    def test_no_failures_no_list_of_them(self):
+        assert "failed" not in markdown(rows(0.9), "")
+
+    def test_picture(self):
+        page = leaderboard_picture(self.TABLE, "All of it")
+        assert "All of it" in page
+        assert "resnet20 on digits" in page
+        assert "https://" not in page.split("<body>")[1][:2000]

@@ -1,0 +1,134 @@
+"""scripts/leaderboard.py: the files it promises, resumed after an interruption, and cells that fail beside others."""
+
+import pandas as pd
+import pytest
+from script_runs import failing_line, load_script
+
+from pytorch_quantizer import InputError
+from pytorch_quantizer.experiments import cells
+from pytorch_quantizer.experiments.leaderboard import COLUMNS, METHODS
+
+FEW = ("--limit", "20", "--calibration-samples", "32", "--batch-size", "32", "--device", "cpu")
+PART = ("--settings", "W3A3", "--methods", "minmax,second order", "--seeds", "0,1")
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("leaderboard")
+
+
+def start(script, folder, *arguments):
+    code = script.main([*FEW, *PART, "--output", str(folder), *arguments])
+    return code, pd.read_csv(folder / "leaderboard.csv", keep_default_na=False)
+
+
+@pytest.fixture(scope="module")
+def unbroken(script, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("leaderboard")
+    return folder, start(script, folder)
+
+
+@pytest.fixture
+def computed(monkeypatch):
+    """The names of the recipes that were computed, not kept."""
+    done, real = [], cells.quantize
+
+    def counted(model, recipe, *args, **kwargs):
+        done.append(recipe.name)
+        return real(model, recipe, *args, **kwargs)
+
+    monkeypatch.setattr(cells, "quantize", counted)
+    return done
+
+
+def test_a_row_a_cell(unbroken):
+    code, table = unbroken[1]
+    assert code == 0
+    assert list(table) == list(COLUMNS)
+    assert list(zip(table["method"], table["seed"], strict=True)) == [
+        *(("minmax", 0), ("second order", 0)),
+        *(("minmax", 1), ("second order", 1)),
+    ]
+    assert set(table["weights"]) == set(table["activations"]) == {"int3"}
+    assert set(table["samples"]) == {20}
+    assert (table["error"] == "").all()
+    assert (table["seconds"] >= 0).all()
+
+
+def test_a_table_and_a_picture_beside_it(unbroken):
+    assert "| second order | yes | " in (unbroken[0] / "leaderboard.md").read_text()
+    assert "<html" in (unbroken[0] / "leaderboard.html").read_text()
+
+
+class TestResumed:
+    def test_nothing_is_computed_again(self, script, unbroken, computed):
+        folder, (_, table) = unbroken
+        assert start(script, folder)[1].equals(table)
+        assert computed == []
+
+    def test_a_killed_run_goes_on_where_it_stopped(self, script, unbroken, computed, tmp_path, monkeypatch):
+        def stopped(store, key, values, real=cells.CellStore.write, seen=[]):  # noqa: B006
+            seen.append(key)
+            if len(seen) == 3:
+                raise KeyboardInterrupt
+            return real(store, key, values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cells.CellStore, "write", stopped)
+            with pytest.raises(KeyboardInterrupt):
+                start(script, tmp_path)
+        assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 1
+        computed.clear()
+        found = start(script, tmp_path)[1]
+        assert computed == ["second order W3A3", "minmax W3A3", "second order W3A3"]
+        assert found.drop(columns="seconds").equals(unbroken[1][1].drop(columns="seconds"))
+
+
+@pytest.mark.parametrize(
+    "error", [InputError("it can't be"), RuntimeError("a bug")], ids=lambda error: type(error).__name__
+)
+def test_a_cell_that_fails_is_a_row_and_the_others_go_on(script, tmp_path, monkeypatch, error):
+    real = cells.quantize
+
+    def failing(model, recipe, *args, **kwargs):
+        if recipe.name.startswith("minmax"):
+            raise error
+        return real(model, recipe, *args, **kwargs)
+
+    monkeypatch.setattr(cells, "quantize", failing)
+    code, table = start(script, tmp_path, "--seeds", "0")
+    assert code == 1
+    assert list(table["error"]) == [f"{type(error).__name__}: {error}", ""]
+    assert table["top1"].iloc[0] == ""
+    assert "failed" in (tmp_path / "leaderboard.md").read_text()
+    monkeypatch.setattr(cells, "quantize", real)
+    assert start(script, tmp_path, "--seeds", "0")[0] == 0  # tried again
+
+
+class TestMistakes:
+    @pytest.mark.parametrize(
+        ("arguments", "said"),
+        [
+            (("--methods", "gtpq"), "did you mean 'gptq'?"),
+            (("--settings", "4W4A"), "--settings must be like W4A8"),
+            (("--seeds", "a"), "--seeds must be whole numbers"),
+            (("--arch", "resnet21"), "resnet21"),
+            (("--arch", "resnet20,resnet32", "--checkpoint", "a.th"), "as many files as there are networks, 2, got 1"),
+            (("--data", "/nowhere"), "/nowhere"),
+        ],
+    )
+    def test_one_line(self, script, capsys, tmp_path, arguments, said):
+        assert said in failing_line(script, capsys, "--output", tmp_path, *arguments)
+
+    def test_help_names_the_methods(self, script, capsys):
+        with pytest.raises(SystemExit):
+            script.main(["--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert all(method in text for method in METHODS)
+
+
+def test_weights_beside_the_images_are_taken(script, tmp_path):
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    (tmp_path / "resnet32.th").write_bytes(b"")
+    given = script.Config(dataset="cifar10", data=tmp_path, arch="resnet20,resnet32")
+    assert [config.checkpoint for config in script.configs_of(given)] == [None, tmp_path / "resnet32.th"]
