@@ -14,6 +14,10 @@ and layers.html (the same as a picture) into the output folder.
       DIR holds val/<wnid>/*.JPEG (or the wnid folders themselves), so it is ImageNet: --dataset is needed only where
       the folder doesn't say; torchvision's weights unless --checkpoint is given
 
+  python scripts/run_inference.py --data DIR --arch resnet20 --checkpoint resnet20.th --recipe w4a4_qdrop
+      --max-memory 1GiB --resume FOLDER
+      rounding and steps learned block by block; stopped, the same command goes on behind the last finished block
+
   python scripts/run_inference.py --recipe w8a8 --save digits.safetensors --export-onnx digits.onnx
       and the quantized model as files to take along: packed, and to run in integers
 
@@ -32,6 +36,7 @@ from pytorch_quantizer.command_line import HelpFormatter, add_flags, run
 from pytorch_quantizer.experiments.inference import InferenceConfig, resolved, run_inference
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.report import result_table, write_report
+from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
 
 DEFAULT_RECIPE = "w8a4_aciq"
@@ -49,11 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
     asked = InferenceConfig(**{field.name: flags[field.name] for field in fields(InferenceConfig)})
     recipe, config = recipe_from(flags), resolved(asked)
     files = ModelFiles(save=flags["save"], export_onnx=flags["export_onnx"])
+    resources = Resources(max_memory=flags["max_memory"], resume=flags["resume"])
     files.check()
     if asked.dataset is None and asked.data is not None:
         print(f"{asked.data} holds {MEANING[config.dataset]}: --dataset {config.dataset}")
     folder = config.output or Path("results") / f"{config.dataset}_{config.arch}_{recipe.name}"
-    result = run_inference(replace(config, output=folder), recipe)
+    result = run_inference(replace(config, output=folder), recipe, resources)
     write_report(result, folder)
     if flags["summary"]:
         print(result.model.summary(), end="\n\n")
@@ -78,6 +84,7 @@ def parser() -> jsonargparse.ArgumentParser:
     )
     add_flags(made, InferenceConfig, "what to run")
     add_flags(made, ModelFiles, "the quantized model as files")
+    add_flags(made, Resources, "what learning may take")
     made.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(list_recipes())}, or a YAML file")
     add_flags(made, Recipe, "single fields of the recipe (default: as the recipe says)", optional=True)
     return made
@@ -101,7 +108,8 @@ def _print_notes(record: dict[str, Any], folder: Path) -> None:
     drawn = f" of the {calibration['split']} split, seed {record['seed']}"
     file = calibration["statistics_file"]
     reused = f", those of {file}: --seed and --calibration-samples choose none"
-    print(f"\nranges from {images} images{drawn if file is None else reused}")
+    print(f"\nquantized in {record['quantizing_seconds']:.1f} s")
+    print(f"ranges from {images} images{drawn if file is None else reused}")
     if calibration["split"] == "test":
         print("there is no training split: ranges were chosen on images that were also evaluated")
     if record["skipped_images"]:

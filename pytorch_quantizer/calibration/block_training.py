@@ -100,7 +100,7 @@ def _error(learned: LearnedBlock, examples: Examples, rows: Tensor, drops: Dropp
         for node, kept in examples.floats.items():
             inputs[node] = drops.mixed(kept.read(rows).to(device), inputs[node])
     target = examples.target.read(rows).to(device)
-    channels = target.shape[1 if target.dim() != 3 else 2]  # of [N, tokens, C] the last
+    channels = target.shape[-1 if target.dim() <= 3 else 1]  # of [N, tokens, C] the last
     return F.mse_loss(learned(inputs, drops), target, reduction="sum") * (channels / target.numel())
 
 

@@ -21,6 +21,7 @@ from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.calibration.finished_blocks import FinishedBlocks
 from pytorch_quantizer.calibration.frontier import Frontier
 from pytorch_quantizer.calibration.learned_block import LearnedBlock
+from pytorch_quantizer.environment import free_memory
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.biases import accumulators, renew_biases
 from pytorch_quantizer.graph.blocks import Block, list_blocks
@@ -65,7 +66,7 @@ def reconstruct(
 
     graph: the float network it was made from, folded. images: of calibration; cache: where they and activations lie.
     scales: ``starting_scales``; a gain that corrections have put on them since stays. max_memory: bytes for a block's
-    training and the cache together. finished: blocks of a run that was stopped, which are not learned again, and where
+    training and the cache together, unless given half of what is free. finished: blocks of a run that was stopped, which are not learned again, and where
     those that are go. Weights settle on one of their two neighbours; codes, scales, biases and steps that come out are
     the model's own. Repeatable under the recipe's seed on one machine. Raises InputError where max_memory is less than
     one block needs.
@@ -73,10 +74,12 @@ def reconstruct(
     recipe, schedule = model.recipe, schedule_of(model.recipe)
     patterns = [name.strip() for name in recipe.reconstruction_blocks.split(",") if name.strip()]
     blocks = list_blocks(model, single_layers=recipe.reconstruction == "layer", patterns=patterns)
+    if not blocks:
+        return []
     _keep_to(max_memory, cache, largest_need(model, blocks, schedule.batch))
     walk = _Walk(model, graph, images, cache, scales, schedule)
     results = []
-    with _deterministic(device_of(model)), _bar(blocks, schedule, progress) as bar:
+    with _deterministic(device_of(model)), _frozen(model), _bar(blocks, schedule, progress) as bar:
         for index, block in enumerate(blocks):
             bar.set_description(f"block {index + 1} of {len(blocks)}: {block.name}")
             examples = walk.examples(block)
@@ -208,10 +211,11 @@ def _originals(model: QuantizedModel, graph: fx.GraphModule, scales: Mapping[str
 
 
 def _keep_to(max_memory: int | None, cache: ActivationCache, need: tuple[int, str]) -> None:
-    """Leave the cache what a block's training doesn't need."""
-    if max_memory is None:
-        return
+    """Leave the cache what a block's training doesn't need; unless told otherwise, of half the memory that is free."""
     needed, block = need
+    if max_memory is None:
+        cache.restrict(max((free_memory() + cache.used) / 2 - needed, 0))
+        return
     if needed > max_memory:
         raise InputError(
             f"max_memory must be at least {-(-needed // 2**20)} MiB, which learning the block {block} takes, "
@@ -223,6 +227,19 @@ def _keep_to(max_memory: int | None, cache: ActivationCache, need: tuple[int, st
 def _bar(blocks: list[Block], schedule: Schedule, progress: bool) -> Any:
     """Steps of all blocks, and the time that is left."""
     return tqdm(total=len(blocks) * schedule.iterations, disable=not progress, unit="step", leave=False)
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for the parameters of layers that are not learned."""
+    needed = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in needed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in needed:
+            parameter.requires_grad_(True)
 
 
 @contextmanager

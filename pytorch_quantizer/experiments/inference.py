@@ -4,6 +4,7 @@ scripts/run_inference.py is its command line; each step lives in its own stage's
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -32,6 +33,7 @@ from pytorch_quantizer.evaluation import (
     latency_by_batch,
     layer_table,
 )
+from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
@@ -40,6 +42,7 @@ from pytorch_quantizer.quantize import quantize
 LATENCY_IMAGES = 32  # of the larger batch that is timed; the other is one image
 LAYER_IMAGES = 16  # every tensor of them is held in memory at once, of two models
 DEFAULT_ARCH = {"imagenet": "resnet50", "folder": "resnet50"}  # elsewhere the CIFAR ResNet-20
+DEFAULT_RESOURCES = Resources()
 BUNDLED = {("digits", "resnet20"): "digits_resnet20"}
 
 
@@ -95,10 +98,11 @@ class InferenceResult:
     images: Tensor
 
 
-def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
+def run_inference(config: InferenceConfig, recipe: Recipe, resources: Resources = DEFAULT_RESOURCES) -> InferenceResult:
     """Quantize and evaluate. Raises InputError for whatever in ``config`` or ``recipe`` can't be carried out.
 
-    Nothing is written; but an output folder that can't be written to is noticed before the work, not after it.
+    resources: of learning, where the recipe asks for it. Nothing else is written; but an output folder that can't be
+    written to is noticed before the work, not after it.
     """
     config = resolved(config)
     device = choose_device(config.device)
@@ -109,7 +113,17 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
     batches = calibration_loader(
         calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed
     )
-    quantized = quantize(model, recipe, batches, statistics_file=config.statistics_file, strict=config.strict)
+    start = time.perf_counter()
+    quantized = quantize(
+        model,
+        recipe,
+        batches,
+        statistics_file=config.statistics_file,
+        strict=config.strict,
+        max_memory=resources.memory_bytes,
+        resume=resources.resume,
+    )
+    seconds = time.perf_counter() - start
     evaluation = evaluate(
         quantized, make_loader(test, config.batch_size, limit=config.limit), reference=model, device=device
     )
@@ -120,6 +134,7 @@ def run_inference(config: InferenceConfig, recipe: Recipe) -> InferenceResult:
         "samples": evaluation.samples,
         "seed": config.seed,
         "deployable": recipe.deployable,
+        "quantizing_seconds": seconds,
         "recipe": asdict(recipe),
         "calibration": {
             "samples": quantized.calibration_images,
