@@ -66,10 +66,10 @@ def reconstruct(
 
     graph: the float network it was made from, folded. images: of calibration; cache: where they and activations lie.
     scales: ``starting_scales``; a gain that corrections have put on them since stays. max_memory: bytes for a block's
-    training and the cache together, unless given half of what is free. finished: blocks of a run that was stopped, which are not learned again, and where
-    those that are go. Weights settle on one of their two neighbours; codes, scales, biases and steps that come out are
-    the model's own. Repeatable under the recipe's seed on one machine. Raises InputError where max_memory is less than
-    one block needs.
+    training and the cache together, unless given half of what is free. finished: blocks of a run that was stopped,
+    which are not learned again, and where those that are go. Weights settle on one of their two neighbours; codes,
+    scales, biases and steps that come out are the model's own. Repeatable under the recipe's seed on one machine.
+    Raises InputError where max_memory is less than one block needs.
     """
     recipe, schedule = model.recipe, schedule_of(model.recipe)
     patterns = [name.strip() for name in recipe.reconstruction_blocks.split(",") if name.strip()]
