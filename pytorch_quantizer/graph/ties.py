@@ -5,7 +5,7 @@ A layer's sums are whole multiples n·s_x·s_w, which the next tensor's grid rou
 some n·m comes as near to a half k + ½ as float32's noise, a simulation falls to one side and integer kernels, or the
 simulation on another machine, to the other, each time that this sum n occurs; one such code makes many others differ.
 Where m = p/q with an odd q, though, n·m − (k + ½) = (2np − (2k + 1)q) / 2q has an odd numerator: no sum is nearer to
-any tie than 1/2q. With q of some thousands such an m is found within 0.03 % of any, and costs nothing.
+any tie than 1/2q. With q of some thousands such an m lies within 0.03 % of any, mostly within 0.001 %.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ MOST_BITS = 8  # of wider grids float32's noise is as large as the distances bet
 CLEARANCE = 2.0**-20  # from a tie, of the grid's width: float32 sums of a few thousand terms err by less
 MOST_CLEARANCE = 2.0**-15  # in codes, which is what 8 bits get: their noise is smaller than their width tells
 ROUNDED = 3 * 2.0**-24  # of m at the most: its scales, their product and the quotient are float32
-DENOMINATORS = 8  # odd ones on either side that are tried where several grids read the same sums
+NUMERATORS = 64  # that are tried for a fraction near m
 
 
 @torch.no_grad()
@@ -62,18 +62,25 @@ def move_off_ties(model: QuantizedModel) -> int:
 def clear_scale(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Tensor:
     """A weight's scale, [] or [C], such that no sum comes nearer to a tie of any grid than ``clearance_asked``.
 
-    By the nearest fraction of odd denominator for the widest grid; of the next ones where other grids ask for it, the
-    first that is clear of their ties too, or else the one that keeps farthest from them.
+    Of the fractions of odd denominator for the widest grid the nearest; where other grids read the same sums, the
+    nearest that is clear of their ties too, or else the one that keeps farthest from them.
     """
     widest = max(grids, key=lambda grid: grid.bits)
     others = [grid for grid in grids if grid.bits != widest.bits or not torch.equal(grid.scale, widest.scale)]
     multiplier = (input_scale * scale.reshape(-1) / widest.scale).double()
-    numerator = (multiplier * largest_denominator(widest.bits)).floor().clamp(min=1)
-    denominator = 2 * ((numerator / multiplier - 1) / 2).round() + 1
-    tried = denominator + 2 * _steps(DENOMINATORS if others else 0, scale.device)[:, None]
-    scales = (numerator / tried * (widest.scale.double() / input_scale.double())).to(scale.dtype)
+    fractions = _fractions(multiplier, largest_denominator(widest.bits))
+    apart = (fractions / multiplier - 1).abs()
+    tried = fractions.gather(0, apart.argsort(dim=0, stable=True) if others else apart.argmin(0)[None])
+    scales = (tried * (widest.scale.double() / input_scale.double())).to(scale.dtype)
     clear = clearance(scales, input_scale, others).clamp(max=1)  # of several that are clear, the first
     return scales.gather(0, clear.max(0).indices[None])[0].reshape(scale.shape)
+
+
+def _fractions(multiplier: Tensor, largest: int) -> Tensor:
+    """[C] → [NUMERATORS, C]: for each, fractions near it whose denominators are odd and at most about ``largest``."""
+    most = (multiplier * largest).floor()
+    numerator = (most - torch.arange(NUMERATORS, device=multiplier.device)[:, None]).clamp(min=1)
+    return numerator / (2 * ((numerator / multiplier - 1) / 2).round() + 1)
 
 
 def clearance_asked(bits: int) -> float:
@@ -96,12 +103,6 @@ def clearance(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Tenso
         apart = (torch.round(ties / multiplier) * multiplier - ties).abs().amin(-1)
         found = torch.minimum(found, apart / clearance_asked(grid.bits))
     return found
-
-
-def _steps(most: int, device: torch.device) -> Tensor:
-    """0, 1, −1, 2, −2 … −most."""
-    count = torch.arange(1, most + 1, dtype=torch.float64, device=device)
-    return torch.cat([count.new_zeros(1), torch.stack([count, -count], 1).flatten()])
 
 
 def _rescale(layer: Layer, weight: IntQuantizer, scale: Tensor) -> None:
