@@ -23,6 +23,7 @@ from pytorch_quantizer.atomic import require_writable, write_atomically
 from pytorch_quantizer.data import calibration_loader, load_dataset, make_loader
 from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.evaluation import Evaluation
+from pytorch_quantizer.graph.ties import move_off_ties
 from pytorch_quantizer.models import create_model, default_preprocessing
 
 SEEDS = (0, 1, 2)
@@ -49,9 +50,13 @@ class Cifar:
         self.train = load_dataset("cifar10", folder, split="train")
 
     def quantized(self, recipe: pq.Recipe, seed: int = 0) -> Evaluation:
-        """Quantize with ranges from SAMPLES training images and evaluate on the test set."""
+        """Quantize and evaluate on the test set."""
+        return pq.evaluate(self.model_of(recipe, seed), self.test)
+
+    def model_of(self, recipe: pq.Recipe, seed: int = 0) -> pq.QuantizedModel:
+        """Quantize with ranges from SAMPLES training images."""
         calibration = calibration_loader(self.train, SAMPLES, batch_size=BATCH, seed=seed)
-        return pq.evaluate(pq.quantize(self.model, recipe, calibration), self.test)
+        return pq.quantize(self.model, recipe, calibration)
 
 
 def main() -> None:
@@ -82,11 +87,19 @@ def cifar_rows(folder: Path) -> Iterator[Row]:
         top1 = cifar.quantized(recipe).top1
         yield Row(f"W8A8, deployable, {recipe.clip}", f"{top1:.2%}", ">= 91.5 %", top1 >= 0.915)
     yield from w8a4_rows(cifar)
-    integer = cifar.quantized(w8a8).predictions
-    floating = cifar.quantized(w8a8.replace(bias="float32", deployable=False)).predictions
-    share = float((integer != floating).double().mean())
-    yield Row("W8A8, int32 against float biases, predictions that differ", f"{share:.2%}", "<= 0.5 %", share <= 0.005)
+    yield bias_row(cifar)
     yield from statistical_rows(cifar)
+
+
+def bias_row(cifar: Cifar) -> Row:
+    """W8A8 with int32 biases against the same with float biases: weights' scales off ties in both, as in what runs."""
+    recipe = pq.Recipe.load("w8a8")
+    integer = cifar.model_of(recipe)
+    floating = cifar.model_of(recipe.replace(bias="float32", deployable=False))
+    move_off_ties(floating)
+    one, other = (pq.evaluate(model, cifar.test).predictions for model in (integer, floating))
+    share = float((one != other).double().mean())
+    return Row("W8A8, int32 against float biases, predictions that differ", f"{share:.2%}", "<= 0.5 %", share <= 0.005)
 
 
 def folding_row(cifar: Cifar) -> Row:
