@@ -56,6 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
     files = ModelFiles(save=flags["save"], export_onnx=flags["export_onnx"])
     resources = Resources(max_memory=flags["max_memory"], resume=flags["resume"])
     files.check()
+    resources.check(recipe)
     if asked.dataset is None and asked.data is not None:
         print(f"{asked.data} holds {MEANING[config.dataset]}: --dataset {config.dataset}")
     folder = config.output or Path("results") / f"{config.dataset}_{config.arch}_{recipe.name}"

@@ -29,7 +29,7 @@ class ReconstructionRun:
 
     def __init__(self, recipe: Recipe, max_memory: int | None, resume: str | Path | None) -> None:
         self.is_asked = recipe.reconstruction != "none"
-        _check(self.is_asked, max_memory, resume)
+        check_limits(recipe, max_memory, resume)
         self._wanted = recipe.reconstruction_images
         self._max_memory, self._resume = max_memory, None if resume is None else Path(resume)
         if self._resume is not None:
@@ -76,7 +76,9 @@ class ReconstructionRun:
         return _notes(model, done, images.written)
 
 
-def _check(is_asked: bool, max_memory: int | None, resume: str | Path | None) -> None:
+def check_limits(recipe: Recipe, max_memory: int | None, resume: str | Path | None) -> None:
+    """Raise InputError for a max_memory that is no number of bytes, and for either where nothing is learned."""
+    is_asked = recipe.reconstruction != "none"
     if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1):
         raise InputError(f"max_memory must be a number of bytes, 1 or more, got {max_memory!r}")
     for name, given in (("max_memory", max_memory), ("resume", resume)):

@@ -8,7 +8,9 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pytorch_quantizer.calibration.reconstruction_run import check_limits
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.quantization.recipe import Recipe
 
 UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
@@ -30,6 +32,10 @@ class Resources:
     def memory_bytes(self) -> int | None:
         """``max_memory`` in bytes. Raises InputError where it is no size."""
         return None if self.max_memory is None else parse_bytes("max_memory", self.max_memory)
+
+    def check(self, recipe: Recipe) -> None:
+        """Raise InputError now where quantize() would after the data are read: no size, or nothing that is learned."""
+        check_limits(recipe, self.memory_bytes, self.resume)
 
 
 def parse_bytes(name: str, text: str) -> int:

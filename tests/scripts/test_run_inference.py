@@ -211,6 +211,10 @@ class TestMistakes:
             (["--seed", "-1"], "seed must be between 0 and 2^64 - 1"),
             (["--dataset", "digits", "--data", "."], "--dataset imagenet, cifar10, mnist or folder"),
             (["--data", "nowhere"], "nowhere is not a folder"),
+            (["--max-memory", "two"], "max_memory must be a number of bytes, as 512MiB or 2GB, got 'two'"),
+            (["--max-memory", "1GiB"], "max_memory is for reconstruction"),
+            (["--resume", "folder"], "resume is for reconstruction"),
+            (["--reconstruction", "blok"], "reconstruction must be one of none, layer, block, got 'blok'"),
         ],
     )
     def test_is_named(self, capsys, arguments, named):
