@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 HEADER = "run.json"
 AT_ONCE = 64  # images that are digested together
+AFTERWARDS = ("name", "tuning_")  # fields of a recipe that blocks don't depend on
 
 
 class FinishedBlocks:
@@ -42,8 +44,8 @@ class FinishedBlocks:
         for name, value in identity.items():
             if known.get(name) != value:
                 raise InputError(
-                    f"{self.folder} holds a run with another {name} ({_shown(known.get(name))}, now {_shown(value)}): "
-                    "give another folder, or remove this one"
+                    f"{self.folder} holds another run, whose {name} is {_shown(known.get(name))}, this one's "
+                    f"{_shown(value)}: give another folder, or remove that one"
                 )
 
     def read(self, index: int) -> dict[str, Tensor] | None:
@@ -72,8 +74,9 @@ def identity_of(model: QuantizedModel, images: Rows) -> dict[str, str]:
     pixels = hashlib.sha256()
     for start in range(0, images.written, AT_ONCE):
         pixels.update(images.read(slice(start, start + AT_ONCE)).contiguous().numpy().tobytes())
+    recipe = {name: str(value) for name, value in asdict(model.recipe).items() if not name.startswith(AFTERWARDS)}
     return {
-        "recipe": model.recipe.to_yaml(),
+        **recipe,
         "model": tensors.hexdigest(),
         "images": f"{images.written} images, {pixels.hexdigest()}",
         "device": device_of(model).type,

@@ -344,16 +344,24 @@ class TestResuming:
     @pytest.mark.parametrize(
         ("change", "named"),
         [
-            ({"recipe": RECIPE.replace(reconstruction_iterations=61)}, "recipe"),
-            ({"batches": BATCHES[:3]}, "model|images"),
-            ({"net": sequence(conv(3), nn.ReLU(), conv())}, "model"),
+            (
+                {"recipe": RECIPE.replace(reconstruction_iterations=61)},
+                "reconstruction_iterations is 60, this one's 61",
+            ),
+            ({"recipe": RECIPE.replace(seed=2)}, "seed is 0, this one's 2"),
+            ({"batches": BATCHES[:3]}, "(model|images) is"),
+            ({"net": sequence(conv(3), nn.ReLU(), conv())}, "model is"),
         ],
     )
     def test_another_run_is_refused(self, tmp_path, change, named):
-        learned(RECIPE.replace(reconstruction_iterations=1), resume=tmp_path / "one")
-        learned(resume=tmp_path / "two")
-        with pytest.raises(InputError, match=rf"two holds a run with another ({named}) "):
-            learned(resume=tmp_path / "two", **change)
+        learned(resume=tmp_path)
+        with pytest.raises(InputError, match=rf"holds another run, whose {named}"):
+            learned(resume=tmp_path, **change)
+
+    def test_what_comes_after_the_blocks_may_change(self, monkeypatch, tmp_path):
+        learned(resume=tmp_path)
+        monkeypatch.setattr(module, "train_block", lambda *_, **__: pytest.fail("learned again"))
+        learned(RECIPE.replace(name="tuned", tuning_epochs=1, tuning_batch=16), resume=tmp_path)
 
     def test_a_damaged_block_is_named(self, tmp_path):
         learned(resume=tmp_path)
