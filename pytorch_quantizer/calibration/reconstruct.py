@@ -90,7 +90,7 @@ def reconstruct(
                     finished.write(index, state)
             else:
                 walk.restore(state)
-                bar.update(schedule.iterations)
+                bar.total -= schedule.iterations  # what takes no time says nothing of the time left
             before, after = state[ERRORS].tolist()
             results.append(Reconstruction(block.name, before, after, after < before))
             walk.advance(block)
@@ -140,7 +140,7 @@ class _Walk:
             self._renew_biases()
             after = self.simulated.error(block.path, examples.target)
         else:
-            bar.update(self.schedule.iterations)
+            bar.total -= self.schedule.iterations
         if not after < before:  # nor where it is no number
             self.restore(untouched)
         errors = torch.tensor([before, after], dtype=torch.float64)
