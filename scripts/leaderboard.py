@@ -37,6 +37,7 @@ from pytorch_quantizer.experiments.leaderboard import (
     DEFAULT_SETTINGS,
     METHODS,
     RESIDUALS,
+    TRAINED,
     Setting,
     markdown,
     parse_methods,
@@ -48,6 +49,7 @@ from pytorch_quantizer.experiments.leaderboard import (
     recipe_of,
 )
 from pytorch_quantizer.experiments.leaderboard_picture import leaderboard_picture
+from pytorch_quantizer.experiments.trained_cell import measure_trained
 from pytorch_quantizer.models import default_preprocessing
 
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
@@ -94,7 +96,7 @@ def main(arguments: list[str] | None = None) -> int:
     store = CellStore(folder / "cells", any_code=flags["any_code"])
     rows: list[dict[str, Any]] = []
     for config in configs:
-        for row in measured(config, store, seeds, [*product(residuals, settings, methods)]):
+        for row in measured(config, store, seeds, [*product(residuals, settings, methods)], flags["epochs"]):
             rows.append(row)
             write_tables(rows, folder, note_of(given, config))
     failed = sum(bool(row["error"]) for row in rows)
@@ -117,6 +119,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument("--settings", default=DEFAULT_SETTINGS, help="W4A8 is 4-bit weights, 8-bit activations")
     made.add_argument("--seeds", default="0,1,2", help="of the calibration draw and of what is drawn in learning")
     made.add_argument("--residual", default="narrow", help=f"{', '.join(RESIDUALS)}, or both with a comma")
+    made.add_argument("--epochs", type=int, default=20, help=f"of {', '.join(TRAINED)}, on the training split")
     made.add_argument("--any-code", action="store_true", help="keep cells that another version of the code computed")
     add_flags(made, Config, "what to run")
     return made
@@ -145,7 +148,11 @@ def _beside(config: ResolvedConfig) -> Path | None:
 
 
 def measured(
-    config: ResolvedConfig, store: CellStore, seeds: Sequence[int], places: Sequence[tuple[str, Setting, str]]
+    config: ResolvedConfig,
+    store: CellStore,
+    seeds: Sequence[int],
+    places: Sequence[tuple[str, Setting, str]],
+    epochs: int,
 ) -> Iterator[dict[str, Any]]:
     """The rows of a network as they come, seed by seed; prints each."""
     fp32 = None
@@ -155,10 +162,10 @@ def measured(
             fp32 = network.measure(None)
             print(f"{config.arch} float32 {fp32['top1']:.2%}", flush=True)
         for residual, setting, method in places:
-            yield measure_cell(network, Cell(method, setting, residual, seed), fp32)
+            yield measure_cell(network, Cell(method, setting, residual, seed), fp32, epochs)
 
 
-def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any]) -> dict[str, Any]:
+def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int) -> dict[str, Any]:
     """A row of the table; where the cell fails, with the error in place of a figure."""
     config = network.config
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"dataset": config.dataset, "arch": config.arch, "error": ""}
@@ -167,7 +174,9 @@ def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any]) -> dict[str
     try:
         recipe = recipe_of(*cell)
         row |= policy(recipe)
-        found = network.measure(recipe)
+        folder = network.store.folder / "trained"
+        trained = cell.method in TRAINED
+        found = measure_trained(network, recipe, epochs, folder) if trained else network.measure(recipe)
         row |= {name: found[name] for name in ("top1", "samples")} | {"seconds": found["quantizing_seconds"]}
         told = f"{found['top1']:7.2%}  ({'kept' if found['kept'] else str(found['seconds']) + ' s'})"
     except Exception as error:  # whatever it is: a table of hours goes on, and the row says it

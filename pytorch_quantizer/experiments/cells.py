@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ PACKAGE = Path(__file__).parents[1]
 # What can't change a number: reports, scripts' machinery, training.
 SILENT = (
     *("atomic.py", "command_line.py", "training"),
-    *("experiments/leaderboard.py", "experiments/leaderboard_picture.py"),
+    *("experiments/leaderboard.py", "experiments/leaderboard_picture.py", "experiments/trained_cell.py"),
     *("experiments/ablation.py", "experiments/cells.py", "experiments/report.py", "experiments/sensitivity_report.py"),
     # Rows, weights and images are in the cells' keys.
     *(f"experiments/reproduce{part}.py" for part in ("", "_command", "_text", "_weights")),
@@ -89,13 +89,21 @@ class Network:
         it. Ranges are calibrated anew for every recipe.
         Raises InputError for a recipe that can't be carried out on this network.
         """
-        found = self.kept(recipe)
+
+        def made() -> nn.Module:
+            if recipe is None:
+                return self.model
+            return quantize(self.model, recipe, self.drawn, strict=self.config.strict, progress=False)
+
+        return self.measure_made(self.key_of(recipe), made)
+
+    def measure_made(self, key: Key, made: Callable[[], nn.Module]) -> dict[str, Any]:
+        """What ``measure`` gives, of a network that is made only where the store holds nothing under this key."""
+        found = self.store.read(key)
         if found is not None:
-            return found
+            return found | {"kept": True}
         start = time.perf_counter()
-        model = self.model
-        if recipe is not None:
-            model = quantize(self.model, recipe, self.drawn, strict=self.config.strict, progress=False)
+        model = made()
         quantizing = time.perf_counter() - start
         evaluation = evaluate(model, self.evaluated, device=self.device, progress=False)
         values = {
@@ -108,7 +116,7 @@ class Network:
             "seconds": round(time.perf_counter() - start, 1),
             "quantizing_seconds": round(quantizing, 1),
         }
-        return self.store.write(self.key_of(recipe), values) | {"kept": False}
+        return self.store.write(key, values) | {"kept": False}
 
     def kept(self, recipe: Recipe | None) -> dict[str, Any] | None:
         """What ``measure`` gives, where the store holds it; else None, and nothing is computed."""

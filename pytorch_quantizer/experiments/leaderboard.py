@@ -29,7 +29,11 @@ LEVEL = 0.95  # of the interval of a mean over seeds
 BEST_RANGES = {"clip": "mse", "weight_clip": "output_mse"}
 STATISTICAL = {**BEST_RANGES, "activation_correction": "both"}
 SECOND_ORDER = {**BEST_RANGES, "weight_rounding": "second_order", "rounding_order": "size", "correction_images": 1024}
+MIXED = {**BEST_RANGES, "mixed_precision": "both"}
 CHANNELS = {"deployable": False, "activation_granularity": "per_channel"}
+LEARNED = {"clip": "mse", "weight_clip": "mse"}
+QDROP = {**LEARNED, "reconstruction": "block", "reconstruction_drop": 0.5, "reconstruction_iterations": 2000}
+BRECQ = {**QDROP, "reconstruction_drop": 0.0, "reconstruction_iterations": 1000}
 
 # A method by name: the fields of a recipe that it changes beside the widths. A new method is a line here.
 METHODS: dict[str, dict[str, Any]] = {
@@ -41,10 +45,20 @@ METHODS: dict[str, dict[str, Any]] = {
         **{"clip": "laplace", "weight_clip": "mse", "weight_correction": "both"},
         **{"activation_allocation": "bits", "weight_allocation": "bits"},
     },
+    "output mse": BEST_RANGES,
+    "mixed precision": MIXED,
+    "mixed precision measured": {**MIXED, "mixed_precision_criterion": "measured"},
     "statistical": STATISTICAL,
     "gptq": {**STATISTICAL, "weight_rounding": "gptq"},
     "second order": SECOND_ORDER,
+    "second order + tuning": {**SECOND_ORDER, "tuning_epochs": 8},
+    "adaround": {**BRECQ, "reconstruction": "layer"},
+    "brecq": BRECQ,
+    "qdrop": QDROP,
+    "qdrop + tuning": {**QDROP, "tuning_epochs": 8},
+    "qat": {**LEARNED, "weight_narrow": False},
 }
+TRAINED = ("qat",)  # methods whose network is trained before it is measured (trained_cell.py)
 
 
 @dataclass(frozen=True)

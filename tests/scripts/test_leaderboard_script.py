@@ -5,7 +5,7 @@ import pytest
 from script_runs import failing_line, load_script
 
 from pytorch_quantizer import InputError
-from pytorch_quantizer.experiments import cells
+from pytorch_quantizer.experiments import cells, trained_cell
 from pytorch_quantizer.experiments.leaderboard import COLUMNS, METHODS
 
 FEW = ("--limit", "20", "--calibration-samples", "32", "--batch-size", "32", "--device", "cpu")
@@ -103,6 +103,33 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(script, tmp_path, monke
     assert "failed" in (tmp_path / "leaderboard.md").read_text()
     monkeypatch.setattr(cells, "quantize", real)
     assert start(script, tmp_path, "--seeds", "0")[0] == 0  # tried again
+
+
+class TestTrained:
+    PART = ("--methods", "qat", "--seeds", "0", "--epochs", "1", "--settings", "W4A4")
+
+    def test_a_network_is_trained_once_from_its_float_weights(self, script, tmp_path, monkeypatch):
+        real, configs = trained_cell.train, []
+
+        def counted(config, **kwargs):
+            configs.append(config)
+            return real(config, **kwargs)
+
+        monkeypatch.setattr(trained_cell, "train", counted)
+        code, table = start(script, tmp_path, *self.PART)
+        assert code == 0
+        assert list(table["method"]) == ["qat"]
+        assert 0.5 < table["top1"].astype(float).iloc[0] <= 1
+        [config] = configs
+        assert (config.epochs, config.dataset, config.validation_fraction) == (1, "digits", 0.0)
+        assert config.checkpoint is not None
+        assert start(script, tmp_path, *self.PART)[1].equals(table)
+        assert len(configs) == 1
+
+    def test_what_cannot_be_trained_is_a_row(self, script, tmp_path):
+        code, table = start(script, tmp_path, *self.PART, "--epochs", "0")
+        assert code == 1
+        assert table["error"].iloc[0] == "InputError: epochs must be at least 1, got 0"
 
 
 class TestMistakes:

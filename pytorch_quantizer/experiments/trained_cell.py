@@ -1,0 +1,72 @@
+"""A cell whose network is trained with quantization (calibration/qat.py) before it is measured.
+Cells of recipes that need no training are cells.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pytorch_quantizer.experiments.cells import Network
+from pytorch_quantizer.experiments.inference import BUNDLED
+from pytorch_quantizer.export.checkpoint import load
+from pytorch_quantizer.models import bundled_checkpoint
+from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.training import Augmentation, TrainingConfig, train
+from pytorch_quantizer.training import __file__ as training_package
+
+SETTINGS: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.01, "warmup_epochs": 1.0, "ema": 0.98}
+AUGMENTED = {"cifar10": Augmentation(shift=4, flip=True), "imagenet": Augmentation(flip=True)}
+PLACES = ("data", "output", "workers", "checkpoint", "recipe")  # of a config, what doesn't decide what comes out
+
+
+def measure_trained(network: Network, recipe: Recipe, epochs: int, folder: Path) -> dict[str, Any]:
+    """What Network.measure gives, of the network trained on its training split from the float weights.
+
+    Nothing is chosen by the test images: the last epoch counts, and its average of the weights. folder: where what
+    training keeps lies, from which an interrupted training goes on. Raises InputError as train does.
+    """
+    config = _config(network, recipe, epochs, folder)
+    settings = {name: value for name, value in asdict(config).items() if name not in PLACES}
+    key = {**network.key_of(recipe), "training": settings, "training_code": _training_code()}
+
+    def made() -> nn.Module:
+        recipe.save(Path(str(config.recipe)))
+        train(config, progress=False)
+        return load(Path(str(config.output))).to(network.device)
+
+    return network.measure_made(key, made)
+
+
+def _config(network: Network, recipe: Recipe, epochs: int, folder: Path) -> TrainingConfig:
+    given = network.config
+    name = f"{given.arch}_{given.seed}_{epochs}_{hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]}"
+    checkpoint = given.checkpoint
+    if checkpoint is None and (given.dataset, given.arch) in BUNDLED:
+        checkpoint = bundled_checkpoint(BUNDLED[given.dataset, given.arch])
+    return TrainingConfig(
+        arch=given.arch,
+        dataset=given.dataset,
+        data=given.data,
+        checkpoint=checkpoint,
+        recipe=str(folder / f"{name}.yaml"),
+        epochs=epochs,
+        seed=given.seed,
+        device=given.device,
+        validation_fraction=0.0,
+        augmentation=AUGMENTED.get(given.dataset, Augmentation()),
+        output=folder / f"{name}.safetensors",
+        **SETTINGS,
+    )
+
+
+def _training_code() -> str:
+    """SHA-256 over training's sources, which a cell's code leaves out."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(training_package).parent.glob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
