@@ -90,11 +90,12 @@ def heading(timing: Timing) -> str:
 def runs_as(rates: Measured) -> str:
     """What computes a row and in which numbers, with what of it stays in float."""
     left = rates["floats"]
+    how = "partly integer" if left and rates["execution"] == "integer" else rates["execution"]
     named = ", ".join(left[:NAMED])
     partly = f"; {named} in float" if left else ""
     if left[NAMED:]:
         partly = f"; {len(left)} layers and additions in float ({named}, …)"
-    return f"{rates['execution']}, {rates['runtime']}{partly}"
+    return f"{how}, {rates['runtime']}{partly}"
 
 
 def row_line(row: Row, rates: Measured) -> str:

@@ -74,8 +74,9 @@ class TestMarkdown:
         assert rows["int4"][:-1] == ["w4a4_statistical", *rates, *sizes, "0.75", "2.50", "0.50"]
 
     def test_what_stays_in_float_is_named(self, text):
-        assert cells(text)[1]["int4"][-1] == "integer, ONNX Runtime 1; 4 layers and additions in float (a, b, …)"
-        assert runs_as(RATES["int4"] | {"floats": ["a"]}) == "integer, ONNX Runtime 1; a in float"
+        assert cells(text)[1]["int4"][-1] == "partly integer, ONNX Runtime 1; 4 layers and additions in float (a, b, …)"
+        assert runs_as(RATES["int4"] | {"floats": ["a"]}) == "partly integer, ONNX Runtime 1; a in float"
+        assert runs_as(RATES["int4"] | {"floats": []}) == "integer, ONNX Runtime 1"
         assert runs_as(RATES["float32"]) == "float32, PyTorch 2"
 
     def test_the_notes_say_on_what(self, text):
