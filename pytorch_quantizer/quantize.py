@@ -98,6 +98,8 @@ def quantize(
     for correction in corrections:
         done = correction.carry_out(quantized, graph, measured.images, progress=progress)
         notes.append(_note(correction.name, "tensors corrected", [entry.tensor for entry in done if entry.kept]))
+        if learning.is_asked and correction.name == "weight_rounding":
+            scales = starting_scales(quantized)  # it chose them anew: no gains
     if learning.is_asked:
         notes += learning.carry_out(quantized, graph, scales, progress=progress)
     notes += tuning.carry_out(quantized, graph, progress=progress)

@@ -11,6 +11,7 @@ from torch import nn
 import pytorch_quantizer as pq
 from pytorch_quantizer import InputError, Recipe, quantize
 from pytorch_quantizer.calibration.corrections import list_corrections
+from pytorch_quantizer.calibration.reconstruction_run import ReconstructionRun
 from pytorch_quantizer.calibration.second_order import round_weights
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.fold import fold
@@ -155,6 +156,20 @@ def test_the_order_of_inputs_and_the_damping_count():
     ]
     assert not torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_reconstruction_behind_it_takes_its_scales_for_scales_and_not_for_gains(monkeypatch):
+    given = []
+
+    def looked_at(self, model, graph, scales, **kwargs):
+        given.extend(scales[path] / model.get_submodule(path).weight_quantizer.scale for path in scales)
+        return []
+
+    monkeypatch.setattr(ReconstructionRun, "carry_out", looked_at)
+    recipe = W3A4.replace(weight_rounding="second_order", reconstruction="layer", weights="int2")
+    quantize(residual(), recipe, BATCHES)
+    assert len(given) == 7
+    assert all((gain == 1).all() for gain in given)
 
 
 class TestWhatStaysNearest:

@@ -127,6 +127,19 @@ def test_sweeps_end_where_no_single_weight_can_do_better(inputs):
             assert (quadratic_error(weight, other, moments) >= least * (1 - 1e-9)).all()
 
 
+def test_a_sweep_takes_one_weight_after_the_other_across_blocks_too():
+    inputs = BLOCK + 60
+    weight, moments = drawn(1, 2, inputs), moments_of(1, inputs)
+    grid = grid_of(weight, 3)
+    expected = second_order_round(weight, moments, grid)
+    for column in range(inputs):
+        error = expected - weight
+        slope = (error @ moments)[:, :, column]
+        expected[:, :, column] = grid.nearest(expected[:, :, column] - slope / moments[:, column, column])
+    found = second_order_round(weight, moments, grid, sweeps=1)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-9)
+
+
 class TestScales:
     @pytest.mark.parametrize("tied", [(), (0,), (0, 1)], ids=["a row", "groups alike", "a tensor"])
     def test_each_is_the_best_of_those_that_are_tried(self, tied):
