@@ -8,11 +8,11 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import cos, pi
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
@@ -81,14 +81,14 @@ def make_pupil(config: TrainingConfig, data: ImageDataset, training: Dataset[Any
         config.arch, num_classes=data.num_classes, in_channels=data.in_channels, checkpoint=config.checkpoint
     ).to(choose_device(config.device))
     if config.recipe is None:
-        model, loss, train_mode, finish, optimizer = _float_parts(config, model)
+        parts = _float_parts(config, model)
     else:
-        model, loss, train_mode, finish, optimizer = _quantized_parts(config, model, training, progress)
+        parts = _quantized_parts(config, model, training, progress)
     steps = config.epochs * (images // config.batch_size)
     warmup = config.warmup_epochs * (images // config.batch_size)
-    scheduler = LambdaLR(optimizer, lambda step: learning_rate_factor(step, warmup_steps=warmup, steps=steps))
-    average = Average(model, config.ema) if config.ema else None
-    return Pupil(model, loss, train_mode, finish, optimizer, scheduler, average, config.bfloat16)
+    scheduler = LambdaLR(parts.optimizer, lambda step: learning_rate_factor(step, warmup_steps=warmup, steps=steps))
+    average = Average(parts.model, config.ema) if config.ema else None
+    return Pupil(*parts, scheduler, average, config.bfloat16)
 
 
 def learning_rate_factor(step: int, *, warmup_steps: float, steps: int) -> float:
@@ -98,19 +98,27 @@ def learning_rate_factor(step: int, *, warmup_steps: float, steps: int) -> float
     return 0.5 * (1 + cos(pi * min(1.0, (step - warmup_steps) / max(1.0, steps - warmup_steps))))
 
 
-def _float_parts(config: TrainingConfig, model: nn.Module) -> tuple[Any, ...]:
+class _Parts(NamedTuple):
+    """What float and quantized networks differ in; see Pupil."""
+
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    train_mode: Callable[[], object]
+    finish: Callable[[nn.Module], nn.Module]
+    optimizer: Optimizer
+
+
+def _float_parts(config: TrainingConfig, model: nn.Module) -> _Parts:
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(model(images), labels, label_smoothing=config.label_smoothing)
 
     momentum = config.momentum
     groups = _float_groups(model, config.weight_decay)
     optimizer = SGD(groups, rate_of(config), momentum=momentum, nesterov=momentum > 0)
-    return model, loss, model.train, lambda trained: trained, optimizer
+    return _Parts(model, loss, model.train, lambda trained: trained, optimizer)
 
 
-def _quantized_parts(
-    config: TrainingConfig, model: nn.Module, training: Dataset[Any], progress: bool
-) -> tuple[Any, ...]:
+def _quantized_parts(config: TrainingConfig, model: nn.Module, training: Dataset[Any], progress: bool) -> _Parts:
     if config.checkpoint is None:
         raise InputError("training with a recipe begins with a trained network: give --checkpoint FILE")
     assert config.recipe is not None
@@ -129,8 +137,12 @@ def _quantized_parts(
             smoothing=config.label_smoothing,
         )
 
+    def finish(learned: nn.Module) -> nn.Module:
+        assert isinstance(learned, fx.GraphModule)
+        return student.hardened(learned)
+
     optimizer = Adam(student.groups(rate_of(config), qat.grid_rate), betas=BETAS, eps=EPSILON)
-    return student.learned, loss, student.train_mode, student.hardened, optimizer
+    return _Parts(student.learned, loss, student.train_mode, finish, optimizer)
 
 
 def _float_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
