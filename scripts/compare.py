@@ -29,6 +29,7 @@ from pytorch_quantizer.experiments.comparison_record import FILE
 from pytorch_quantizer.experiments.comparison_report import comparison_text, write_comparison
 from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
 from pytorch_quantizer.experiments.model_files import ModelFiles
+from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
 
 
@@ -51,8 +52,10 @@ def main(arguments: list[str] | None = None) -> None:
     recipe = recipe_from(flags)
     folder = config.output or Path("results") / f"compare_{config.dataset}_{config.arch}_{recipe.name}"
     files = ModelFiles(save=flags["save"], export_onnx=flags["export_onnx"])
+    resources = Resources(max_memory=flags["max_memory"], resume=flags["resume"])
     files.check()
-    result = run_comparison(replace(config, output=folder), recipe)
+    resources.check(recipe)
+    result = run_comparison(replace(config, output=folder), recipe, resources)
     write_comparison(result.comparison, result.record, folder)
     if flags["summary"]:
         print(result.model.summary(), end="\n\n")
@@ -79,6 +82,7 @@ def parser() -> jsonargparse.ArgumentParser:
     )
     add_flags(made, Config, "what to run")
     add_flags(made, ModelFiles, "the quantized model as files")
+    add_flags(made, Resources, "what learning may take")
     made.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(list_recipes())}, or a YAML file")
     add_flags(made, Recipe, "single fields of the recipe (default: as the recipe says)", optional=True)
     return made

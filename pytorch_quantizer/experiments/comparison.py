@@ -19,7 +19,15 @@ from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.comparing import Comparing
 from pytorch_quantizer.experiments.comparison_record import FILE, Comparison
-from pytorch_quantizer.experiments.inference import LATENCY_IMAGES, InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.inference import (
+    DEFAULT_RESOURCES,
+    LATENCY_IMAGES,
+    InferenceConfig,
+    load_images,
+    load_model,
+    resolved,
+)
+from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
@@ -71,8 +79,10 @@ def compare(
             model.train(training)
 
 
-def run_comparison(config: InferenceConfig, recipe: Recipe) -> ComparisonResult:
-    """Quantize as run_inference does, and compare.
+def run_comparison(
+    config: InferenceConfig, recipe: Recipe, resources: Resources = DEFAULT_RESOURCES
+) -> ComparisonResult:
+    """Quantize as run_inference does, and compare. resources: of learning, where the recipe asks for it.
 
     Raises InputError for whatever in ``config`` or ``recipe`` can't be carried out, or not in integers. Nothing is
     written; but an output folder that can't be written to is noticed before the work, not after it.
@@ -84,7 +94,15 @@ def run_comparison(config: InferenceConfig, recipe: Recipe) -> ComparisonResult:
     if config.output is not None:
         require_writable(config.output / FILE)
     drawn = calibration_loader(calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed)
-    quantized = quantize(model, recipe, drawn, statistics_file=config.statistics_file, strict=config.strict)
+    quantized = quantize(
+        model,
+        recipe,
+        drawn,
+        statistics_file=config.statistics_file,
+        strict=config.strict,
+        max_memory=resources.memory_bytes,
+        resume=resources.resume,
+    )
     comparison = compare(quantized, make_loader(test, config.batch_size, limit=config.limit))
     record = {
         "dataset": config.dataset,
