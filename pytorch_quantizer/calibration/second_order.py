@@ -52,15 +52,16 @@ def round_weights(
     targets = _targets(model)
     simulated, expected = Stepper(model, batches), Stepper(graph, batches)
     originals = {node.name: node for node in graph.graph.nodes}
+    own = model.recipe.weight_rounding == "gptq"  # its own outputs are what is wanted, not the float network's
     done = []
     for node in tqdm(model.graph.nodes, "rounding", delay=1, disable=not progress, unit="node", leave=False):
         if node.op == "output":
             continue
         if node in targets:
-            source = originals[node.name].all_input_nodes[0]
-            inputs = _Inputs.of(targets[node], simulated.values[node.all_input_nodes[0]], expected.run_to(source))
-            rounding = _Rounding(targets[node], graph, str(node.target), inputs, model.recipe)
-            done.append(rounding.carry_out(label(node)))
+            read = simulated.values[node.all_input_nodes[0]]
+            wanted = read if own else expected.run_to(originals[node.name].all_input_nodes[0])
+            rounding = _Rounding(targets[node], graph.get_submodule(str(node.target)), model.recipe)
+            done.append(rounding.carry_out(label(node), read, wanted))
         simulated.step(node)
         simulated.forget(node, set())
     return done
@@ -80,23 +81,23 @@ def _targets(model: QuantizedModel) -> dict[fx.Node, Layer]:
 
 @dataclass(frozen=True)
 class _Inputs:
-    """What a layer reads, x in the simulated and f in the float network: E[x xᵀ], E[f xᵀ], E[f fᵀ], E[x], E[f].
+    """What a layer reads, x, and what it is to give the outputs of, f: E[x xᵀ], E[f xᵀ], E[(W f)²], E[x], E[f].
 
-    [G, K, K] and [G, K], float64; squares and products about the means, as a bias that mends the mean leaves them.
-    count: of windows.
+    [G, K, K], [G, R] of the outputs, and [G, K], float64; all about the means, as a bias that mends the mean leaves
+    them. count: of windows.
     """
 
     squares: Tensor
     cross: Tensor
-    float_squares: Tensor
+    outputs: Tensor
     mean: Tensor
     float_mean: Tensor
     count: int
 
     @classmethod
-    def of(cls, layer: Layer, quantized: Values, floats: Values) -> _Inputs:
-        """Of ROWS windows of all batches."""
-        images = sum(len(x) for x in quantized)
+    def of(cls, layer: Layer, weight: Tensor, quantized: Values, floats: Values) -> _Inputs:
+        """Of ROWS windows of all batches. weight: [G, R, K]."""
+        images, same, float_weight = sum(len(x) for x in quantized), floats is quantized, weight.float()
         sums: list[Any] = []
         near: list[Tensor] = []  # the first batch's means: what is summed is near zero, and no digits are lost
         count = 0
@@ -104,25 +105,30 @@ class _Inputs:
             if not values[0].numel():
                 continue
             rows = max(1, ROWS * len(values[0]) // images)
-            seen = [sampled_windows(layer, value, rows, STRIDE * index) for value in values]
+            seen = [sampled_windows(layer, value, rows, STRIDE * index) for value in values[: 1 if same else 2]]
             near = near or [part.mean(1, keepdim=True) for part in seen]
-            x, f = (part - middle for part, middle in zip(seen, near, strict=True))
-            products = [torch.bmm(a.mT, b) for a, b in ((x, x), (f, x), (f, f))]
-            parts = [part.double() for part in (*products, x.sum(1), f.sum(1))]
+            x, f = (part - middle for part, middle in zip((seen * 2)[:2], (near * 2)[:2], strict=True))
+            squares = torch.bmm(x.mT, x)
+            cross = squares if same else torch.bmm(f.mT, x)
+            outputs = torch.bmm(float_weight, f.mT).square().sum(2)
+            parts = [part.double() for part in (squares, cross, outputs, x.sum(1), f.sum(1))]
             sums = [total + part for total, part in zip(sums or [0.0] * 5, parts, strict=True)]
             count += x.shape[1]
         if not sums:
             raise InputError("no value was observed; the calibration set or the tensor is empty")
-        squares, cross, float_squares, x, f = (total / count for total in sums)
-        means = [middle.squeeze(1).double() + off for middle, off in zip(near, (x, f), strict=True)]
-        squares, cross, float_squares = squares - _outer(x, x), cross - _outer(f, x), float_squares - _outer(f, f)
-        return cls(squares, cross, float_squares, means[0], means[1], count)
+        squares, cross, outputs, x, f = (total / count for total in sums)
+        means = [middle.squeeze(1).double() + off for middle, off in zip((near * 2)[:2], (x, f), strict=True)]
+        if same:
+            outputs = (torch.bmm(weight, squares) * weight).sum(2)  # so that small errors are differences of equals
+        outputs = outputs - (weight @ f.unsqueeze(2)).squeeze(2).square()
+        return cls(squares - _outer(x, x), cross - _outer(f, x), outputs, means[0], means[1], count)
 
-    def with_means(self) -> _Inputs:
+    def with_means(self, weight: Tensor) -> _Inputs:
         """The same about zero."""
         x, f = self.mean, self.float_mean
         squares, cross = self.squares + _outer(x, x), self.cross + _outer(f, x)
-        return replace(self, squares=squares, cross=cross, float_squares=self.float_squares + _outer(f, f))
+        outputs = self.outputs + (weight @ f.unsqueeze(2)).squeeze(2).square()
+        return replace(self, squares=squares, cross=cross, outputs=outputs)
 
     def shrunk(self, damping: float) -> _Inputs:
         """The same with more on the diagonals, the fewer windows an input there are below ROWS_AN_INPUT."""
@@ -140,17 +146,20 @@ def _outer(first: Tensor, second: Tensor) -> Tensor:
 class _Rounding:
     """One layer's weight, its grid and what it reads."""
 
-    def __init__(self, layer: Layer, graph: fx.GraphModule, path: str, inputs: _Inputs, recipe: Recipe) -> None:
-        self.layer, self.inputs, self.is_full = layer, inputs, recipe.weight_rounding == "second_order"
+    inputs: _Inputs
+    seen: _Inputs  # the same, about the means where the bias mends these
+
+    def __init__(self, layer: Layer, original: Any, recipe: Recipe) -> None:
+        self.layer, self.is_full = layer, recipe.weight_rounding == "second_order"
         self.given: dict[str, Any] = {"damping": recipe.rounding_damping, "by_size": recipe.rounding_order == "size"}
-        self.weight = weight_rows(layer, graph.get_parameter(f"{path}.weight").detach()).double()
-        bias: Any = graph.get_submodule(path).bias
-        self.bias: Tensor | None = bias
-        self.seen = inputs if self.is_full else inputs.with_means()
+        self.weight = weight_rows(layer, original.weight.detach()).double()
+        self.bias: Tensor | None = original.bias
         self.grid = self._grid()
 
-    def carry_out(self, name: str) -> Correction:
-        """Give the layer its codes, scales and bias."""
+    def carry_out(self, name: str, read: Values, wanted: Values) -> Correction:
+        """Give the layer its codes, scales and bias. read: its inputs; wanted: those whose outputs it is to give."""
+        self.inputs = _Inputs.of(self.layer, self.weight, read, wanted)
+        self.seen = self.inputs if self.is_full else self.inputs.with_means(self.weight)
         nearest = self.grid.nearest(self.weight)
         rounded, grid = self._rounded()
         errors = [self._error(candidate) for candidate in (nearest, rounded)]
@@ -170,11 +179,9 @@ class _Rounding:
 
     def _error(self, rounded: Tensor) -> Tensor:
         """[G, R]: E(w f − ŵ x)² of each output channel, about its mean, which the bias mends; gptq: E(w x − ŵ x)²."""
-        cross = self.seen.cross if self.is_full else self.seen.squares
-        own = self.seen.float_squares if self.is_full else self.seen.squares
         squares = (torch.bmm(rounded, self.seen.squares) * rounded).sum(2)
-        products = (torch.bmm(self.weight, cross) * rounded).sum(2)
-        return squares - 2 * products + (torch.bmm(self.weight, own) * self.weight).sum(2)
+        products = (torch.bmm(self.weight, self.seen.cross) * rounded).sum(2)
+        return squares - 2 * products + self.seen.outputs
 
     def _holds_bias(self, grid: RowGrid) -> Tensor:
         """[G, R], or [1, 1]: whether int32 codes of s_x·s_w can hold the layer's bias with these scales."""
