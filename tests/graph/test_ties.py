@@ -39,9 +39,9 @@ class TestScales:
     @pytest.mark.parametrize("zero_point", [0, 3, 255])
     @pytest.mark.parametrize("bits", [1, 2, 4, 7, 8])
     def test_no_sum_is_near_a_tie(self, bits, zero_point):
-        """Multipliers m from 2^-12 to 4, among them many that have ties."""
+        """Multipliers m from 2^-11 to 4, among them many that have ties."""
         scale = torch.cat(
-            [2.0 ** (torch.rand(300, generator=torch.Generator().manual_seed(0)) * 14 - 12), 0.5 ** torch.arange(12.0)]
+            [2.0 ** (torch.rand(300, generator=torch.Generator().manual_seed(0)) * 13 - 11), 0.5 ** torch.arange(11.0)]
         )
         output = grid(1.0, bits=bits, zero_point=min(zero_point, 2**bits - 1))
         before = torch.tensor([nearest_tie(s, 1.0, output) for s in scale])
@@ -62,7 +62,7 @@ class TestScales:
     def test_scales_move_by_little(self, bits):
         scale = 2.0 ** (torch.rand(1000, generator=torch.Generator().manual_seed(0)) * 16 - 14)
         change = (moved(scale, 1.0, [grid(1.0, bits=bits)]).double() / scale.double() - 1).abs()
-        assert 0 < change.max() <= 2.01 / ties.largest_denominator(bits) < 0.00032
+        assert 0 < change.max() <= 2.01 / ties.largest_denominator(bits) < 0.0007
 
     def test_every_grid_that_reads_the_sums(self):
         scale = torch.rand(300, generator=torch.Generator().manual_seed(0)) * 0.01 + 0.001
