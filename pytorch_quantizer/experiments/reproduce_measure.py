@@ -23,6 +23,7 @@ from pytorch_quantizer.evaluation import Evaluation, compare_latency, evaluate
 from pytorch_quantizer.experiments.cells import CellStore, Network
 from pytorch_quantizer.experiments.reproduce import ONNX_RUNTIME, PYTORCH, RATES, Row, Table, Timing
 from pytorch_quantizer.experiments.reproduce_unfused import unfused
+from pytorch_quantizer.experiments.trained_cell import trained_key, trained_model
 from pytorch_quantizer.export.checkpoint import load, save
 from pytorch_quantizer.export.onnx import export_onnx
 from pytorch_quantizer.export.onnx_packages import package
@@ -102,7 +103,10 @@ class TableRun:
 
     def key_of(self, row: Row) -> dict[str, Any]:
         """What determines a row's rates, beside the code; of the CPU that for which an export chooses types."""
-        key = {**self.network.key_of(recipe_of(row)), "runtime": row.runtime, "fused": row.fused}
+        recipe, made = recipe_of(row), self.network.key_of(recipe_of(row))
+        if recipe is not None and row.epochs:
+            made = trained_key(self.network, recipe, row.epochs, self.folder)
+        key = {**made, "runtime": row.runtime, "fused": row.fused}
         return key | versions_of(RUNTIMES) | {"exact": adds_exactly()} if row.runtime == ONNX_RUNTIME else key
 
     def deployed(self, row: Row, images: Tensor) -> Deployment:
@@ -128,10 +132,16 @@ class TableRun:
         """The row's float network, and the quantized one where it has a recipe."""
         if row.name not in self._quantized:
             model = self.network.model if row.fused else unfused(self.network.model)
-            recipe = recipe_of(row)
-            found = None if recipe is None else quantize(model, recipe, self.network.drawn, progress=False)
-            self._quantized[row.name] = model, found
+            self._quantized[row.name] = model, self._made(row, model)
         return self._quantized[row.name]
+
+    def _made(self, row: Row, model: nn.Module) -> QuantizedModel | None:
+        recipe = recipe_of(row)
+        if recipe is None:
+            return None
+        if row.epochs:
+            return trained_model(self.network, recipe, row.epochs, self.folder)
+        return quantize(model, recipe, self.network.drawn, progress=False)
 
     def _rates(self, row: Row) -> dict[str, Any]:
         model = self.deployed(row, self.images())

@@ -130,10 +130,14 @@ def _timed(timing: Timing) -> str:
 
 
 def _recipes(table: Table) -> list[str]:
-    return [
-        NONE if row.recipe is None else row.recipe if isinstance(row.recipe, str) else row.recipe.name
-        for row in table.rows
-    ]
+    return [_recipe(row) for row in table.rows]
+
+
+def _recipe(row: Row) -> str:
+    if row.recipe is None:
+        return NONE
+    name = row.recipe if isinstance(row.recipe, str) else row.recipe.name
+    return f"{name}, {row.epochs} epochs" if row.epochs else name
 
 
 def _pair(

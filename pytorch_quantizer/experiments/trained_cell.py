@@ -1,4 +1,4 @@
-"""A cell whose network is trained with quantization (calibration/qat.py) before it is measured.
+"""Networks that are trained with quantization (calibration/qat.py) before they are measured, and cells of such.
 Cells of recipes that need no training are cells.py's.
 """
 
@@ -9,11 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from pytorch_quantizer.experiments.cells import Network
 from pytorch_quantizer.experiments.inference import BUNDLED
 from pytorch_quantizer.export.checkpoint import load
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import bundled_checkpoint
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.training import Augmentation, TrainingConfig, train
@@ -30,16 +29,24 @@ def measure_trained(network: Network, recipe: Recipe, epochs: int, folder: Path)
     Nothing is chosen by the test images: the last epoch counts, and its average of the weights. folder: where what
     training keeps lies, from which an interrupted training goes on. Raises InputError as train does.
     """
+    return network.measure_made(
+        trained_key(network, recipe, epochs, folder), lambda: trained_model(network, recipe, epochs, folder)
+    )
+
+
+def trained_key(network: Network, recipe: Recipe, epochs: int, folder: Path) -> dict[str, Any]:
+    """What determines a trained network, beside the code that cells.py looks at."""
     config = _config(network, recipe, epochs, folder)
     settings = {name: value for name, value in asdict(config).items() if name not in PLACES}
-    key = {**network.key_of(recipe), "training": settings, "training_code": _training_code()}
+    return {**network.key_of(recipe), "training": settings, "training_code": _training_code()}
 
-    def made() -> nn.Module:
-        recipe.save(Path(str(config.recipe)))
-        train(config, progress=False)
-        return load(Path(str(config.output))).to(network.device)
 
-    return network.measure_made(key, made)
+def trained_model(network: Network, recipe: Recipe, epochs: int, folder: Path) -> QuantizedModel:
+    """The network trained from its float weights, as it comes out of the packed checkpoint that training wrote."""
+    config = _config(network, recipe, epochs, folder)
+    recipe.save(Path(str(config.recipe)))
+    train(config, progress=False)
+    return load(Path(str(config.output)), device=network.device)
 
 
 def _config(network: Network, recipe: Recipe, epochs: int, folder: Path) -> TrainingConfig:
@@ -54,6 +61,7 @@ def _config(network: Network, recipe: Recipe, epochs: int, folder: Path) -> Trai
         data=given.data,
         checkpoint=checkpoint,
         recipe=str(folder / f"{name}.yaml"),
+        image_size=given.image_size,
         epochs=epochs,
         seed=given.seed,
         device=given.device,

@@ -116,3 +116,9 @@ def test_a_row_as_it_comes():
     assert line.startswith("int4 ")
     assert "25.00 % of 2,000 images" in line
     assert line.endswith("(12 s)")
+
+
+def test_a_row_says_how_long_it_was_trained():
+    trained = Table("t", "T", "digits", "resnet20", (Row("int8", "w8a8", epochs=3),), ())
+    _, rows = cells(as_markdown(trained, {"int8": rates_of()}, {}, ABOUT))
+    assert rows["int8"][0] == "w8a8, 3 epochs"

@@ -10,7 +10,7 @@ import pytest
 from script_runs import failing_line, load_script
 
 from pytorch_quantizer import load
-from pytorch_quantizer.experiments import reproduce_command, reproduce_measure
+from pytorch_quantizer.experiments import reproduce_command, reproduce_measure, trained_cell
 from pytorch_quantizer.experiments.reproduce import ONNX_RUNTIME, Row, Table, Timing
 from pytorch_quantizer.experiments.reproduce_command import reproduce
 
@@ -193,6 +193,29 @@ class TestOnnxRuntime:
 
     def test_the_times_are_the_runtimes(self, made):
         assert [line["8x8_threads"] for line in lines_of(made[1], "onnx")] == ["1", "1"]
+
+
+class TestTrained:
+    ROWS = (Row("float32"), Row("int4", "w4a4_statistical", epochs=1))
+    TABLE = Table("trained", "Digits", "digits", "resnet20", ROWS, ())
+
+    def test_a_row_is_trained_once_from_the_float_weights(self, tmp_path, monkeypatch):
+        real, configs = trained_cell.train, []
+
+        def counted(config, **kwargs):
+            configs.append(config)
+            return real(config, **kwargs)
+
+        monkeypatch.setattr(trained_cell, "train", counted)
+        float32, int4 = lines_of(start(self.TABLE, tmp_path), "trained")
+        [config] = configs
+        assert (config.epochs, config.checkpoint is not None) == (1, True)
+        assert int4["execution"] == "simulated"
+        assert float(int4["top1"]) > 0.5
+        assert int(int4["checkpoint_bytes"]) == (tmp_path / "models" / "int4_8.safetensors").stat().st_size
+        assert load(tmp_path / "models" / "int4_8.safetensors").recipe.weights == "int4"
+        assert lines_of(start(self.TABLE, tmp_path), "trained") == [float32, int4]
+        assert len(configs) == 1
 
 
 class TestMistakes:
