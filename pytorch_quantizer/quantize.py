@@ -19,7 +19,7 @@ from pytorch_quantizer.calibration.calibrate import (
 )
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.fit import fit
-from pytorch_quantizer.calibration.measured import measure
+from pytorch_quantizer.calibration.measured import batch_extremes, measure
 from pytorch_quantizer.calibration.mix_precisions import mix_precisions
 from pytorch_quantizer.calibration.reconstruct import starting_scales
 from pytorch_quantizer.calibration.reconstruction_run import ReconstructionRun
@@ -107,6 +107,7 @@ def quantize(
         move_off_ties(quantized)
     quantized.meta.update(notes=tuple(notes), calibration_images=measured.count, statistics_read=measured.was_read)
     quantized.meta["network"] = network
+    quantized.meta["batch_extremes"] = batch_extremes(sites, measured.statistics)
     return quantized
 
 

@@ -104,7 +104,7 @@ class _Recorder:
 
     def __call__(self, value: Tensor) -> None:
         _, axis, histogram, limits = self.wanted
-        record = TensorStatistics.from_tensor(value, axis=axis, histogram=histogram, limits=limits)
+        record = TensorStatistics.from_tensor(value, axis=axis, histogram=histogram, limits=limits).with_extremes()
         self.merged = record if self.merged is None else self.merged.merge(record)
 
 

@@ -19,6 +19,7 @@ from pytorch_quantizer.calibration.calibrate import (
     calibrate,
     device_of,
     images_of,
+    statistics_key,
     wanted_statistics,
 )
 from pytorch_quantizer.calibration.corrections import list_corrections
@@ -28,7 +29,9 @@ from pytorch_quantizer.environment import free_memory
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.operations import layer_nodes
 from pytorch_quantizer.graph.site import Site
+from pytorch_quantizer.quantization.clipping import ANY_VALUES
 from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantization.statistics import UNLIMITED
 
 TENSORS_AT_ONCE = 6  # of the largest size, that correcting holds of each image: 4.1 (ResNet-18) to 5.0 (SqueezeNet)
 CORRECTION_BYTES = 8 * 2**30
@@ -65,6 +68,23 @@ def measure(
         measured.statistics, measured.was_read = known, True
         measured.count = counted_images(statistics_file)
     return measured
+
+
+def batch_extremes(sites: Iterable[Site], statistics: Statistics) -> dict[str, Tensor]:
+    """Min and max of each activation in each calibration batch, float64 [batches, 2] by site name, on the CPU.
+
+    Of the tensor itself, where its range was chosen at a ReLU's input; without tensors whose batches nobody kept apart
+    (a statistics file) or that are empty in one.
+    """
+    found = {}
+    for site in sites:
+        record = statistics.get(statistics_key(site)) if site.is_activation and site.quantizer is not None else None
+        if record is None or record.extremes is None or not bool(record.extremes.isfinite().all()):
+            continue
+        limits = getattr(site.quantizer, "domain", ANY_VALUES).limits
+        rows = record.extremes.cpu()
+        found[site.name] = rows if limits == UNLIMITED else rows.clamp(*limits)
+    return found
 
 
 class Measured:

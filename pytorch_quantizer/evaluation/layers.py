@@ -6,19 +6,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from pytorch_quantizer.evaluation.distributions import bins_of_each, distribution
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.fold import fold
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.entropy import entropy_of
 from pytorch_quantizer.quantization.qtypes import Quantizer
+
+
+class LayerMeasures(NamedTuple):
+    """What measure_layers found. table: layer_table's. distributions: of each quantized tensor, distributions.py's."""
+
+    table: pd.DataFrame
+    distributions: list[dict[str, Any]]
 
 
 def layer_table(
@@ -32,16 +40,27 @@ def layer_table(
     variable-length code (quantization/entropy.py). Empty where a tensor isn't quantized, and for the state of a
     recurrent layer, which has a range at each time step; infinite where nothing is lost.
     """
+    return measure_layers(quantized, reference, images, progress=progress).table
+
+
+def measure_layers(
+    quantized: QuantizedModel, reference: nn.Module, images: Tensor, *, progress: bool = True
+) -> LayerMeasures:
+    """layer_table, and in the same pass how the values of each quantized tensor are distributed over its grid."""
     graph, _ = fold(capture(reference, images[:1]))
     nodes = {site.node for site in quantized.sites if site.is_activation and site.quantizer is not None}
     steps = len(graph.graph.nodes) + len(quantized.graph.nodes) + len(quantized.sites)
     with tqdm(desc="layers", unit="step", total=steps, delay=1, disable=not progress, leave=False) as bar:
         expected, simulated = _values(graph, nodes, images, bar), _values(quantized, nodes, images, bar)
-        rows = []
+        rows, distributions = [], []
+        bins = bins_of_each(len(quantized.sites))
         for site in quantized.sites:
-            rows.append(_measured(site, graph, quantized, expected, simulated))
+            pair = _before_and_after(site, graph, quantized, expected, simulated)
+            rows.append(_measured(site.quantizer, pair))
+            if site.quantizer is not None and pair is not None and site.kind != "bias":
+                distributions.append(distribution(site.name, site.kind, site.quantizer, pair[0], bins))
             bar.update()
-    return pd.concat([quantized.table(), pd.DataFrame(rows)], axis=1)
+    return LayerMeasures(pd.concat([quantized.table(), pd.DataFrame(rows)], axis=1), distributions)
 
 
 @torch.no_grad()
@@ -69,24 +88,30 @@ def clipped_fraction(quantizer: Quantizer, x: Tensor) -> float:
     return float(((x < low) | (x > high)).double().mean())
 
 
-def _measured(
+def _before_and_after(
     site: Site,
     graph: fx.GraphModule,
     quantized: QuantizedModel,
     expected: dict[str, Tensor],
     simulated: dict[str, Tensor],
-) -> dict[str, float | None]:
+) -> tuple[Tensor, Tensor] | None:
+    """The tensor of the float model, and the simulated model's; None where it isn't measured."""
     if site.quantizer is None or site.kind == "state":
-        return dict.fromkeys(("clipped_fraction", "sqnr_db", "accumulated_sqnr_db", "entropy_bits"))
+        return None
     if site.is_activation:
-        before, after = expected[site.node], site.quantizer(simulated[site.node])
-    else:
-        before, after = graph.get_parameter(site.node).detach(), quantized.get_parameter(site.node).detach()
+        return expected[site.node], site.quantizer(simulated[site.node])
+    return graph.get_parameter(site.node).detach(), quantized.get_parameter(site.node).detach()
+
+
+def _measured(quantizer: Quantizer | None, pair: tuple[Tensor, Tensor] | None) -> dict[str, float | None]:
+    if quantizer is None or pair is None:
+        return dict.fromkeys(("clipped_fraction", "sqnr_db", "accumulated_sqnr_db", "entropy_bits"))
+    before, after = pair
     return {
-        "clipped_fraction": clipped_fraction(site.quantizer, before),
-        "sqnr_db": sqnr_db(before, site.quantizer(before)),
+        "clipped_fraction": clipped_fraction(quantizer, before),
+        "sqnr_db": sqnr_db(before, quantizer(before)),
         "accumulated_sqnr_db": sqnr_db(before, after),
-        "entropy_bits": entropy_of(site.quantizer, before),
+        "entropy_bits": entropy_of(quantizer, before),
     }
 
 

@@ -2,7 +2,7 @@
 How fast and how large it is lives in latency.py and size.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.ranks import ALONE, Ranks
 
 AVERAGES = ("macro", "micro", "weighted")
 TOP = 5
@@ -73,12 +74,14 @@ def evaluate(
     *,
     reference: nn.Module | None = None,
     device: torch.device | str | None = None,
+    ranks: Ranks = ALONE,
     progress: bool = True,
 ) -> Evaluation:
     """Run `model` over batches (images, labels) and compare with the labels, and with `reference` in the same pass.
 
     `reference`'s own numbers are in the result's `.reference`. `device` None: where the model is; both models are
-    moved there. Models run in eval mode and are left in the mode they came in.
+    moved there. Models run in eval mode and are left in the mode they came in. `ranks`: of several processes, whose
+    loaders give each its share of the batches (`make_loader`); all get the result of them all.
     Raises InputError for a loader without images or without labels, outputs that aren't logits [N, classes], labels
     that the model has no output for, and logits that are NaN or infinite, which no accuracy could be trusted with.
     """
@@ -88,7 +91,7 @@ def evaluate(
     for module in models:
         module.to(device).eval()
     try:
-        labels, answers = _run(models, loader, device, progress)
+        labels, answers = _run(models, loader, device, ranks, progress)
     finally:
         for module, mode in zip(models, modes, strict=True):
             module.train(mode)
@@ -103,22 +106,20 @@ def wilson_interval(correct: int, samples: int, confidence: float = 0.95) -> tup
 
 
 def _run(
-    models: list[nn.Module], loader: Iterable[Any], device: torch.device, progress: bool
+    models: list[nn.Module], loader: Iterable[Any], device: torch.device, ranks: Ranks, progress: bool
 ) -> tuple[Tensor, list[_Answers]]:
-    labels: list[Tensor] = []
-    answers: list[list[_Answers]] = [[] for _ in models]
+    """(labels, each model's answers), in the order that one process has."""
+    done: list[tuple[Tensor, list[_Answers]]] = []  # a batch each
     # delay: a pass of less than a second needs no bar.
     for batch in tqdm(loader, desc="evaluate", unit="batch", disable=not progress, delay=1, leave=False):
-        images, batch_labels = _labelled(batch)
-        if not len(images):
-            continue
-        images, batch_labels = images.to(device), batch_labels.to(device)
-        for module, collected in zip(models, answers, strict=True):
-            collected.append(_answer(module, images, batch_labels))
-        labels.append(batch_labels.cpu())
-    if not labels:
+        images, labels = _labelled(batch)
+        images, labels = images.to(device), labels.to(device)
+        done.append((labels.cpu(), [_answer(module, images, labels) for module in models] if len(images) else []))
+    done = [(labels, answers) for labels, answers in ranks.in_order(done) if len(labels)]
+    if not done:
         raise InputError("nothing to evaluate: the loader gave no images")
-    return torch.cat(labels), [_joined(collected) for collected in answers]
+    by_model = zip(*(answers for _, answers in done), strict=True)
+    return torch.cat([labels for labels, _ in done]), [_joined(batches) for batches in by_model]
 
 
 def _labelled(batch: Any) -> tuple[Tensor, Tensor]:
@@ -147,7 +148,7 @@ def _answer(model: nn.Module, images: Tensor, labels: Tensor) -> _Answers:
     return _Answers(ranking[:, 0].cpu(), in_top.cpu(), logits.isfinite().all(dim=1).cpu())
 
 
-def _joined(batches: list[_Answers]) -> _Answers:
+def _joined(batches: Sequence[_Answers]) -> _Answers:
     return _Answers(
         torch.cat([batch.predictions for batch in batches]),
         torch.cat([batch.in_top for batch in batches]),

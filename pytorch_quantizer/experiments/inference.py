@@ -27,11 +27,12 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import (
     Evaluation,
     Latency,
+    count_answers,
     evaluate,
     file_bytes,
     file_label,
     latency_by_batch,
-    layer_table,
+    measure_layers,
 )
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -89,13 +90,16 @@ class ResolvedConfig(InferenceConfig):
 class InferenceResult:
     """What came out. record: result.json's content. layers: layers.csv's. model: the simulated model.
 
-    images: [N, C, H, W], the larger of the batches that were timed.
+    images: [N, C, H, W], the larger of the batches that were timed. details: details.json's, what pictures are drawn
+    from: tensors (distributions.py), batches (min and max of activations in each calibration batch, by name) and
+    answers (answers.py).
     """
 
     record: dict[str, Any]
     layers: pd.DataFrame
     model: QuantizedModel
     images: Tensor
+    details: dict[str, Any]
 
 
 def run_inference(config: InferenceConfig, recipe: Recipe, resources: Resources = DEFAULT_RESOURCES) -> InferenceResult:
@@ -148,7 +152,13 @@ def run_inference(config: InferenceConfig, recipe: Recipe, resources: Resources 
     }
     measured = images[:LAYER_IMAGES]
     record["layers"] = {"samples": len(measured), "split": source}
-    return InferenceResult(record, layer_table(quantized, model, measured), quantized, images[:LATENCY_IMAGES])
+    layers = measure_layers(quantized, model, measured)
+    details = {
+        "tensors": layers.distributions,
+        "batches": {name: ends.tolist() for name, ends in quantized.batch_extremes.items()},
+        "answers": count_answers(evaluation, test.class_names),
+    }
+    return InferenceResult(record, layers.table, quantized, images[:LATENCY_IMAGES], details)
 
 
 def resolved(config: InferenceConfig) -> ResolvedConfig:

@@ -62,9 +62,11 @@ def _ran(entry: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def write_report(result: InferenceResult, folder: Path) -> None:
-    """Write result.json, layers.csv and layers.html, each whole or not at all."""
+    """Write result.json, details.json, layers.csv and layers.html, each whole or not at all."""
     text = json.dumps(result.record, indent=2, allow_nan=False)
     write_atomically(folder / "result.json", f"{text}\n".encode())
+    details = json.dumps(result.details, separators=(",", ":"), allow_nan=False)
+    write_atomically(folder / "details.json", f"{details}\n".encode())
     write_atomically(folder / "layers.csv", result.layers.to_csv(index=False).encode())
     write_atomically(folder / "layers.html", layer_picture(result.layers, _layers_heading(result.record)).encode())
 

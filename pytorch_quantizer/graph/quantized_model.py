@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pytorch_quantizer.graph.fuse import copy_of, fused
 from pytorch_quantizer.graph.site import Site
@@ -80,6 +80,11 @@ class QuantizedModel(fx.GraphModule):
     def network(self) -> str | None:
         """The digest of the float network that it was made from (graph/digest.py), None where that isn't known."""
         return self.meta.get("network")
+
+    @property
+    def batch_extremes(self) -> dict[str, Tensor]:
+        """Min and max of activations in each calibration batch, [batches, 2] by site name; empty where unknown."""
+        return self.meta.get("batch_extremes", {})
 
     @property
     def notes(self) -> tuple[str, ...]:

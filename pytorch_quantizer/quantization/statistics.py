@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from typing import Any
 
@@ -29,7 +29,9 @@ class TensorStatistics:
     batch, merged by count (ACIQ's way). variance: E (x − μ)². positive_count: values above zero, and over them
     positive_mean = E[x | x > 0], positive_mean_square = E[x² | x > 0]. batches: how many that weren't empty were
     merged; min_mean, max_mean: the mean over them of each one's min and max, cut to the limits that they were collected
-    under, 0 where there was none. histogram: of the values, where it was asked for.
+    under, 0 where there was none. histogram: of the values, where it was asked for. extremes: [batches, 2], min and max
+    over all channels of each batch, in order, where ``with_extremes`` was called on each one's record; to look at, so
+    no file keeps them.
     """
 
     count: Tensor
@@ -45,6 +47,7 @@ class TensorStatistics:
     min_mean: Tensor
     max_mean: Tensor
     histogram: Histogram | None = None
+    extremes: Tensor | None = None
 
     @classmethod
     def from_tensor(
@@ -64,6 +67,11 @@ class TensorStatistics:
             return cls(**moments, histogram=None)
         largest = torch.where(seen, torch.maximum(low.abs(), high.abs()), 0.0)
         return cls(**moments, histogram=Histogram.from_tensor(x, axis=axis, largest=largest))
+
+    def with_extremes(self) -> TensorStatistics:
+        """The record of one batch with its min and max as ``extremes``, which merging keeps apart."""
+        extremes = torch.stack([self.min.reshape(-1).amin(), self.max.reshape(-1).amax()])[None]
+        return replace(self, extremes=extremes)
 
     @classmethod
     def merged(cls, records: Iterable[TensorStatistics]) -> TensorStatistics:
@@ -96,6 +104,7 @@ class TensorStatistics:
             min_mean=torch.lerp(self.min_mean, other.min_mean, batch_share),
             max_mean=torch.lerp(self.max_mean, other.max_mean, batch_share),
             histogram=self._merged_histogram(other),
+            extremes=self._joined_extremes(other),
         )
 
     def _merged_histogram(self, other: TensorStatistics) -> Histogram | None:
@@ -104,10 +113,16 @@ class TensorStatistics:
             return None
         return self.histogram.merge(other.histogram)
 
+    def _joined_extremes(self, other: TensorStatistics) -> Tensor | None:
+        """Those of both, one behind the other; None where one is missing."""
+        if self.extremes is None or other.extremes is None:
+            return None
+        return torch.cat([self.extremes, other.extremes])
+
     def to(self, device: torch.device | str) -> TensorStatistics:
         """The same on another device."""
-        moments = {name: getattr(self, name).to(device) for name in MOMENTS}
-        return TensorStatistics(**moments, histogram=None if self.histogram is None else self.histogram.to(device))
+        parts = {name: getattr(self, name) for name in (*MOMENTS, "histogram", "extremes")}
+        return TensorStatistics(**{name: None if part is None else part.to(device) for name, part in parts.items()})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers that strict JSON holds, a list where there are channels; infinite and NaN values are text.
@@ -120,7 +135,7 @@ class TensorStatistics:
     @classmethod
     def from_dict(cls, values: Any) -> TensorStatistics:
         """What ``to_dict`` wrote, on the CPU. Raises InputError that names the field which doesn't fit."""
-        known = [field.name for field in fields(cls)]
+        known = [*MOMENTS, "histogram"]
         if not isinstance(values, dict) or sorted(values) != sorted(known):
             raise InputError(f"tensor statistics must hold {', '.join(known)}; {_difference(values, known)}")
         moments = {name: _number(name, values[name]) for name in MOMENTS}
@@ -134,7 +149,7 @@ class TensorStatistics:
         return cls(**moments, histogram=_histogram(values["histogram"], shape))
 
 
-MOMENTS = tuple(field.name for field in fields(TensorStatistics) if field.name != "histogram")
+MOMENTS = tuple(field.name for field in fields(TensorStatistics) if field.name not in ("histogram", "extremes"))
 NEVER_NEGATIVE = ("count", "abs_dev", "variance", "positive_count", "positive_mean", "positive_mean_square", "batches")
 
 

@@ -190,3 +190,19 @@ class TestFiles:
     def test_that_are_no_mapping(self, values):
         with pytest.raises(InputError, match="tensor statistics must hold"):
             TensorStatistics.from_dict(values)
+
+
+class TestExtremes:
+    def test_each_batch_keeps_its_own_in_order(self):
+        records = [TensorStatistics.from_tensor(part, axis=1).with_extremes() for part in batches()]
+        expected = torch.tensor([[part.min().item(), part.max().item()] for part in batches()], dtype=torch.float64)
+        assert torch.equal(TensorStatistics.merged(records).extremes, expected)
+
+    def test_one_record_without_them_and_there_are_none(self):
+        first, second = (TensorStatistics.from_tensor(part) for part in batches(sizes=(5, 7)))
+        assert first.with_extremes().merge(second).extremes is None
+
+    def test_no_file_keeps_them(self):
+        record = TensorStatistics.from_tensor(batches()[0]).with_extremes()
+        assert "extremes" not in record.to_dict()
+        assert TensorStatistics.from_dict(record.to_dict()).extremes is None
