@@ -1,17 +1,23 @@
-"""What every script shares: flags made from dataclass fields, and a user's mistake as one line and exit code 2."""
+"""What every command line shares: flags made from dataclass fields, a user's mistake as one line and exit code 2.
+The commands themselves are in commands/; which of them `pq` runs is pq_command.py's.
+"""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import jsonargparse
 
 from pytorch_quantizer.errors import InputError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Given = TypeVar("Given", bound="DataclassInstance")
 INTERRUPTED = 130  # the exit code of what Ctrl-C stops: 128 + SIGINT
 
 
@@ -23,6 +29,18 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
         default = action.default
         silent = default is None or default is False or default == argparse.SUPPRESS or "default:" in text
         return text if silent else f"{text} (default: {action.default})"
+
+
+def command_parser(name: str, description: str | None, usage: str = "[flags]") -> jsonargparse.ArgumentParser:
+    """A parser of ``pq NAME``, without flags yet; a mistake in them raises argparse's ArgumentError."""
+    return jsonargparse.ArgumentParser(
+        prog=f"pq {name}",
+        usage=f"pq {name} {usage}",
+        description=description,
+        formatter_class=HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
 
 
 def add_flags(parser: jsonargparse.ArgumentParser, dataclass: type, title: str, *, optional: bool = False) -> None:
@@ -47,13 +65,22 @@ def add_flags(parser: jsonargparse.ArgumentParser, dataclass: type, title: str, 
             group.add_argument(flag, type=hint, default=default, help=text)
 
 
-def run(script: str, main: Callable[[], Any]) -> None:
-    """Run a script's main; a user's mistake, or Ctrl-C, is one line on stderr and an exit code, a bug its traceback."""
+def from_flags(dataclass: type[Given], flags: Mapping[str, Any]) -> Given:
+    """A dataclass of what was parsed: each of its fields that has a flag."""
+    return dataclass(**{field.name: flags[field.name] for field in fields(dataclass) if field.name in flags})
+
+
+def run(script: str, main: Callable[[], int | None]) -> None:
+    """Run a command's main and exit with the code it returns, if any.
+
+    A user's mistake, or Ctrl-C, is one line on stderr and an exit code, a bug its traceback.
+    """
     try:
-        main()
+        if code := main():
+            sys.exit(code)
     except (InputError, argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{script}: interrupted; what a script keeps for another run is kept", file=sys.stderr)
+        print(f"{script}: interrupted; what a command keeps for another run is kept", file=sys.stderr)
         sys.exit(INTERRUPTED)

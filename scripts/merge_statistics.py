@@ -1,45 +1,7 @@
-"""Merge statistics files of several runs into one, as if one run had seen all their images.
+"""Merge statistics files of several runs: `pq merge-statistics`, see pytorch_quantizer/commands/merge_statistics.py."""
 
-  python scripts/run_inference.py --seed 0 --statistics-file first.json ...
-  python scripts/run_inference.py --seed 1 --statistics-file second.json ...
-  python scripts/merge_statistics.py --output both.json first.json second.json
-      the same network, the same recipe; both.json is what --statistics-file then reads
-
-Merged in the order given: counts, ends and histograms exactly, sums to rounding. An image of two runs counts twice.
-"""
-
-import sys
-from pathlib import Path
-
-import jsonargparse
-
-from pytorch_quantizer.calibration.statistics_file import counted_images, merge_statistics_files
-from pytorch_quantizer.command_line import HelpFormatter, run
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Read the flags, write the merged file, say on how many images it is."""
-    flags = parser().parse_args(arguments)
-    merge_statistics_files(flags.output, *flags.files)
-    images = counted_images(flags.output)
-    print(f"wrote {flags.output}: {'an unknown number of' if images is None else images} images")
-
-
-def parser() -> jsonargparse.ArgumentParser:
-    """Where to, and what to merge."""
-    made = jsonargparse.ArgumentParser(
-        prog="merge_statistics.py",
-        usage="merge_statistics.py --output FILE FILE [FILE ...]",
-        description=__doc__,
-        formatter_class=HelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
-    made.add_argument("files", type=Path, nargs="+", help="statistics files, as run_inference.py writes them")
-    made.add_argument("--output", type=Path, required=True, help="the file to write")
-    return made
-
+from pytorch_quantizer.command_line import run
+from pytorch_quantizer.commands.merge_statistics import main
 
 if __name__ == "__main__":
     run("merge_statistics.py", main)
-    sys.exit(0)

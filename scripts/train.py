@@ -1,42 +1,7 @@
-"""Train a network on a data set, float or quantized, and write it with what was measured as JSON beside it.
-
-python scripts/train.py                                                     # digits, ResNet-20: half a minute
-python scripts/train.py --config scripts/configs/digits_resnet20.yaml       # the checkpoint that the package ships
-python scripts/train.py --config scripts/configs/cifar10_resnet20.json      # CIFAR-10, fetched if it isn't there
-python scripts/train.py --config scripts/configs/cifar10_resnet20_w2a2.yaml --data DIR --checkpoint resnet20.th
-python scripts/train.py --recipe w4a4_statistical --checkpoint FILE --dataset cifar10 --data DIR
-    quantization-aware training: begins with a trained network, quantized as the recipe says (a shipped recipe's name or
-    a YAML file), and writes a packed checkpoint, as pq.save does
-
-A config file is YAML or JSON; keys that begin with an underscore, such as _comment, are comments anywhere in it.
-After each epoch accuracy, precision, recall and F1 are measured on validation images, and OUTPUT.state.safetensors is
-written: the same command goes on from there after an interruption, and ends with the same bytes as without.
-OUTPUT.best.safetensors is the epoch that was best on validation images; OUTPUT is the last, unless --keep best.
-"""
-
-import sys
+"""Train a network, float or quantized: `pq train`, see pytorch_quantizer/commands/train.py."""
 
 from pytorch_quantizer.command_line import run
-from pytorch_quantizer.training import TrainingConfig, train
-from pytorch_quantizer.training.flags import parse_training
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """Train as the flags and the config say and print what came out."""
-    report = train(parse(sys.argv[1:] if arguments is None else arguments))
-    test = report["test"]
-    scores = ", ".join(f"{name} {test[name]['macro']:.4f}" for name in ("precision", "recall", "f1"))
-    print(f"test: top-1 {test['top1']:.2%} of {test['samples']} images; macro {scores}")
-    best = report["best_epoch"]
-    said = "" if best is None else f"; best on validation images was {best}"
-    written = f"epoch {report['written_epoch']} of {report['config']['epochs']}{said}"
-    print(f"wrote {report['config']['output']} ({written}) and the report beside it, .json; {report['seconds']:.0f} s")
-
-
-def parse(arguments: list[str]) -> TrainingConfig:
-    """Read flags over config file over defaults; keys that start with '_' are comments."""
-    return parse_training(arguments, __doc__)
-
+from pytorch_quantizer.commands.train import main
 
 if __name__ == "__main__":
     run("train.py", main)

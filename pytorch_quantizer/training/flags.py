@@ -1,4 +1,4 @@
-"""A TrainingConfig from flags over a config file over the defaults: what scripts/train.py is given.
+"""A TrainingConfig from flags over a config file over the defaults: what `pq train` is given.
 What the settings mean is config.py's.
 """
 
@@ -19,19 +19,27 @@ def parse_training(arguments: Sequence[str], description: str | None = None) -> 
 
     Raises InputError, or argparse's ArgumentError, for settings that aren't known or out of their rule.
     """
-    jsonargparse.set_loader("commented_yaml", load_commented_yaml, exceptions=(yaml.YAMLError,))
-    config: TrainingConfig = jsonargparse.auto_cli(
-        TrainingConfig,
-        args=[_underscored(argument) for argument in arguments],
-        as_positional=False,
-        prog="train.py",
-        description=description,
-        parser_mode="commented_yaml",
-        exit_on_error=False,
-        allow_abbrev=False,
-        formatter_class=HelpFormatter,
-    )
+    given = [_underscored(argument) for argument in arguments]
+    config: TrainingConfig = jsonargparse.auto_cli(TrainingConfig, args=given, **_parsing(description))
     return config
+
+
+def training_parser(description: str | None = None) -> jsonargparse.ArgumentParser:
+    """The parser of ``parse_training``."""
+    return jsonargparse.auto_parser(TrainingConfig, **_parsing(description))
+
+
+def _parsing(description: str | None) -> dict[str, Any]:
+    jsonargparse.set_loader("commented_yaml", load_commented_yaml, exceptions=(yaml.YAMLError,))
+    return {
+        "as_positional": False,
+        "prog": "pq train",
+        "description": description,
+        "parser_mode": "commented_yaml",
+        "exit_on_error": False,
+        "allow_abbrev": False,
+        "formatter_class": HelpFormatter,
+    }
 
 
 def load_commented_yaml(text: str) -> Any:

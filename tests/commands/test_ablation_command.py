@@ -1,12 +1,13 @@
-"""scripts/ablation.py: the table it promises, resumed after an interruption, and one line for a user's mistake."""
+"""pq ablation: the table it promises, resumed after an interruption, and one line for a user's mistake."""
 
 import json
 
 import pytest
 import torch
-from script_runs import failing_line, load_script
+from command_runs import failing_line
 
 from pytorch_quantizer.command_line import run
+from pytorch_quantizer.commands import ablation as command
 from pytorch_quantizer.experiments import cells
 from pytorch_quantizer.experiments.ablation import ALL, ALLOCATION, BASELINE, CLIPPING, CORRECTION, ROWS
 
@@ -14,20 +15,15 @@ FEW = ("--limit", "20", "--calibration-samples", "32", "--batch-size", "32", "--
 ROWS_OF_THE_PAPER = [BASELINE, CLIPPING["laplace"], ALLOCATION, CORRECTION, ALL]
 
 
-@pytest.fixture(scope="module")
-def script():
-    return load_script("ablation")
-
-
-def start(script, folder, *arguments):
-    script.main([*FEW, "--bits", "w3a3", "--output", str(folder), *arguments])
+def start(folder, *arguments):
+    command.main([*FEW, "--bits", "w3a3", "--output", str(folder), *arguments])
     return (folder / "ablation.json").read_bytes(), (folder / "ablation.md").read_bytes()
 
 
 @pytest.fixture(scope="module")
-def unbroken(script, tmp_path_factory):
+def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ablation")
-    return folder, start(script, folder)
+    return folder, start(folder)
 
 
 class TestTheEmbeddedJob:
@@ -68,26 +64,26 @@ class TestInterrupted:
         monkeypatch.setattr(cells, "quantize", counted)
         return done
 
-    def test_nothing_is_computed_again(self, script, unbroken, computed):
+    def test_nothing_is_computed_again(self, unbroken, computed):
         folder, files = unbroken
-        assert start(script, folder) == files
+        assert start(folder) == files
         assert computed == []
 
-    def test_another_column_computes_that_column_alone(self, script, unbroken, computed, tmp_path):
+    def test_another_column_computes_that_column_alone(self, unbroken, computed, tmp_path):
         (tmp_path / "cells").mkdir()
         for path in (unbroken[0] / "cells").iterdir():
             (tmp_path / "cells" / path.name).write_bytes(path.read_bytes())
-        start(script, tmp_path, "--settings", "paper", "--bits", "w3a3,w8a8")
+        start(tmp_path, "--settings", "paper", "--bits", "w3a3,w8a8")
         assert computed == [f"paper 8W8A {BASELINE}"]
 
-    def test_another_seed_computes_every_cell(self, script, unbroken, computed, tmp_path):
+    def test_another_seed_computes_every_cell(self, unbroken, computed, tmp_path):
         (tmp_path / "cells").mkdir()
         for path in (unbroken[0] / "cells").iterdir():
             (tmp_path / "cells" / path.name).write_bytes(path.read_bytes())
-        start(script, tmp_path, "--settings", "paper", "--seed", "1")
+        start(tmp_path, "--settings", "paper", "--seed", "1")
         assert len(computed) == len(ROWS_OF_THE_PAPER)
 
-    def test_a_killed_run_ends_with_the_same_files(self, script, unbroken, tmp_path, monkeypatch):
+    def test_a_killed_run_ends_with_the_same_files(self, unbroken, tmp_path, monkeypatch):
         real, done = cells.quantize, []
 
         def killed(model, recipe, *args, **kwargs):
@@ -98,11 +94,11 @@ class TestInterrupted:
 
         monkeypatch.setattr(cells, "quantize", killed)
         with pytest.raises(KeyboardInterrupt):
-            start(script, tmp_path)
+            start(tmp_path)
         assert not (tmp_path / "ablation.md").exists()
         after = []
         monkeypatch.setattr(cells, "quantize", lambda m, r, *a, **k: after.append(r.name) or real(m, r, *a, **k))
-        assert start(script, tmp_path) == unbroken[1]
+        assert start(tmp_path) == unbroken[1]
         assert len(after) == len(ROWS_OF_THE_PAPER) + len(ROWS) - 4
         assert not {*done} & {*after}
 
@@ -112,9 +108,9 @@ def test_ctrl_c_is_one_line(capsys):
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as stopped:
-        run("ablation.py", interrupted)
+        run("pq ablation", interrupted)
     assert stopped.value.code == 130
-    assert capsys.readouterr().err == "ablation.py: interrupted; what a script keeps for another run is kept\n"
+    assert capsys.readouterr().err == "pq ablation: interrupted; what a command keeps for another run is kept\n"
 
 
 class TestMistakes:
@@ -140,19 +136,19 @@ class TestMistakes:
             (["--no-such-flag"], "no-such-flag"),
         ],
     )
-    def test_is_named(self, script, capsys, arguments, named):
-        assert named in failing_line(script, capsys, *arguments)
+    def test_is_named(self, capsys, arguments, named):
+        assert named in failing_line(command, capsys, *arguments)
 
-    def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, script, capsys, tmp_path):
+    def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path):
         (tmp_path / "file").write_text("in the way")
-        assert str(tmp_path / "file") in failing_line(script, capsys, "--output", tmp_path / "file")
+        assert str(tmp_path / "file") in failing_line(command, capsys, "--output", tmp_path / "file")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
-    def test_a_cuda_device_that_is_not_there(self, script, capsys):
-        assert "--device cpu" in failing_line(script, capsys, "--device", "cuda")
+    def test_a_cuda_device_that_is_not_there(self, capsys):
+        assert "--device cpu" in failing_line(command, capsys, "--device", "cuda")
 
 
-def test_several_networks_each_have_their_table(script, tmp_path, monkeypatch):
+def test_several_networks_each_have_their_table(tmp_path, monkeypatch):
     """The paper's networks in one run; weights and images stand in for ImageNet's."""
 
     class Standing:
@@ -163,9 +159,9 @@ def test_several_networks_each_have_their_table(script, tmp_path, monkeypatch):
             rate = {"top1": 0.5, "top5": 0.9, "top1_interval": [0.4, 0.6], "correct": 5, "samples": 10}
             return rate | {"code": "x", "skipped_images": [], "seconds": 1.0, "kept": False}
 
-    monkeypatch.setattr(script, "Network", Standing)
+    monkeypatch.setattr(command, "Network", Standing)
     archs = "vgg16,vgg16_bn,inception_v3,resnet18,resnet50,resnet101"
-    script.main(["--dataset", "imagenet", "--arch", archs, "--output", str(tmp_path)])
+    command.main(["--dataset", "imagenet", "--arch", archs, "--output", str(tmp_path)])
     text = (tmp_path / "ablation.md").read_text()
     assert [line.split()[1].rstrip(":") for line in text.splitlines() if line.startswith("## ")] == archs.split(",")
     assert "| all | no | 50.00 % | ? | 50.00 % | ? | 50.00 % | 73.33 % |" in text

@@ -1,4 +1,4 @@
-"""scripts/run_inference.py: the main job writes what it promises; a user's mistake is one line and exit code 2."""
+"""pq run: the main job writes what it promises; a user's mistake is one line and exit code 2."""
 
 import json
 import re
@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from command_runs import failing_line
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from script_runs import failing_line, load_script
 
 from pytorch_quantizer import evaluate, load, quantize
+from pytorch_quantizer.commands import run as command
 from pytorch_quantizer.data import load_dataset, make_loader
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model
 from pytorch_quantizer.quantization.recipe import Recipe
 
-SCRIPT = load_script("run_inference")
 ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
@@ -28,7 +28,7 @@ ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     files = ["--save", str(folder / "m.safetensors"), "--export-onnx", str(folder / "m.onnx")] if ONNX else []
-    SCRIPT.main(["--output", str(folder), "--calibration-samples", "256", "--device", "cpu", *files])
+    command.main(["--output", str(folder), "--calibration-samples", "256", "--device", "cpu", *files])
     return folder
 
 
@@ -117,17 +117,17 @@ class TestModelFiles:
     @pytest.mark.parametrize("flag", ["--save", "--export-onnx"])
     def test_a_path_that_cannot_be_written_is_noticed_before_the_work(self, flag, capsys, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("in the way")
-        monkeypatch.setattr(SCRIPT, "run_inference", lambda *_: pytest.fail("work was done"))
-        assert str(tmp_path / "file" / "m") in failing_line(SCRIPT, capsys, flag, tmp_path / "file" / "m")
+        monkeypatch.setattr(command, "run_inference", lambda *_: pytest.fail("work was done"))
+        assert str(tmp_path / "file" / "m") in failing_line(command, capsys, flag, tmp_path / "file" / "m")
 
     def test_a_missing_package_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        monkeypatch.setattr(SCRIPT, "run_inference", lambda *_: pytest.fail("work was done"))
-        assert "onnxruntime is missing" in failing_line(SCRIPT, capsys, "--export-onnx", tmp_path / "m.onnx")
+        monkeypatch.setattr(command, "run_inference", lambda *_: pytest.fail("work was done"))
+        assert "onnxruntime is missing" in failing_line(command, capsys, "--export-onnx", tmp_path / "m.onnx")
 
 
 def recipe_of(*arguments):
-    module = SCRIPT
+    module = command
     return module.recipe_from(vars(module.parser().parse_args(list(arguments))))
 
 
@@ -164,7 +164,7 @@ def test_a_statistics_file_read_again_tells_of_its_own_images(tmp_path, capsys):
     few = ["--limit", "10", "--batch-size", "32", "--device", "cpu", "--statistics-file", str(tmp_path / "s.json")]
     found = []
     for samples in ("64", "32"):
-        SCRIPT.main([*few, "--calibration-samples", samples, "--output", str(tmp_path / samples)])
+        command.main([*few, "--calibration-samples", samples, "--output", str(tmp_path / samples)])
         found.append(json.loads((tmp_path / samples / "result.json").read_text())["calibration"])
     assert found[0] == {"samples": 64, "split": "train", "statistics_file": None}
     assert found[1] == {"samples": 64, "split": None, "statistics_file": str(tmp_path / "s.json")}
@@ -176,7 +176,7 @@ def test_a_statistics_file_read_again_tells_of_its_own_images(tmp_path, capsys):
 
 
 def test_help_is_for_people():
-    text = SCRIPT.parser().format_help()
+    text = command.parser().format_help()
     assert "type:" not in text
     assert "null" not in text
     assert "images a batch (default: 128)" in text
@@ -218,21 +218,22 @@ class TestMistakes:
         ],
     )
     def test_is_named(self, capsys, arguments, named):
-        assert named in failing_line(SCRIPT, capsys, *arguments)
+        assert named in failing_line(command, capsys, *arguments)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
     def test_a_cuda_device_that_is_not_there(self, capsys):
-        line = failing_line(SCRIPT, capsys, "--device", "cuda")
+        line = failing_line(command, capsys, "--device", "cuda")
         assert "cuda" in line
         assert "--device cpu" in line
 
     def test_a_folder_without_images(self, capsys, tmp_path):
         assert str(tmp_path) in failing_line(
-            SCRIPT, capsys, "--dataset", "imagenet", "--data", tmp_path, "--checkpoint", "x"
+            command, capsys, "--dataset", "imagenet", "--data", tmp_path, "--checkpoint", "x"
         )
 
     def test_a_checkpoint_of_another_architecture_names_keys(self, capsys):
-        line = failing_line(SCRIPT, capsys, "--arch", "resnet32", "--checkpoint", bundled_checkpoint("digits_resnet20"))
+        other = bundled_checkpoint("digits_resnet20")
+        line = failing_line(command, capsys, "--arch", "resnet32", "--checkpoint", other)
         assert "layer1.3" in line
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -240,7 +241,7 @@ class TestMistakes:
         state = load_file(bundled_checkpoint("digits_resnet20"))
         state["layer2.1.conv1.weight"][0, 0, 0, 0] = value
         save_file(state, tmp_path / "broken.safetensors")
-        line = failing_line(SCRIPT, capsys, "--checkpoint", tmp_path / "broken.safetensors")
+        line = failing_line(command, capsys, "--checkpoint", tmp_path / "broken.safetensors")
         assert "layer2.1.conv1.weight" in line
 
     def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
@@ -248,7 +249,7 @@ class TestMistakes:
         monkeypatch.setattr(
             "pytorch_quantizer.experiments.inference.quantize", lambda *_, **__: pytest.fail("work was done")
         )
-        assert str(tmp_path / "file") in failing_line(SCRIPT, capsys, "--output", tmp_path / "file")
+        assert str(tmp_path / "file") in failing_line(command, capsys, "--output", tmp_path / "file")
 
 
 class TestCorruptImages:
@@ -273,18 +274,18 @@ class TestCorruptImages:
         return ["--dataset", "folder", "--arch", "resnet20", *given]
 
     def test_one_stops_the_run_and_is_named(self, capsys, folder):
-        line = failing_line(SCRIPT, capsys, *self.flags(folder))
+        line = failing_line(command, capsys, *self.flags(folder))
         assert "cut.png" in line
         assert "--skip-corrupt" in line
 
     def test_what_data_holds_is_inferred_and_said(self, capsys, folder):
         (folder / "data" / "class1" / "cut.png").unlink()
-        SCRIPT.main([*map(str, self.flags(folder)[2:])])
+        command.main([*map(str, self.flags(folder)[2:])])
         assert json.loads((folder / "out" / "result.json").read_text())["dataset"] == "folder"
         assert "--dataset folder" in capsys.readouterr().out
 
     def test_skipping_counts_and_reports_it(self, capsys, folder):
-        SCRIPT.main([*map(str, self.flags(folder)), "--skip-corrupt"])
+        command.main([*map(str, self.flags(folder)), "--skip-corrupt"])
         result = json.loads((folder / "out" / "result.json").read_text())
         assert result["samples"] == 12
         assert result["skipped_images"] == [str(folder / "data" / "class1" / "cut.png")]

@@ -1,13 +1,12 @@
-"""scripts/merge_statistics.py: one file from several; a user's mistake is one line."""
+"""pq merge-statistics: one file from several; a user's mistake is one line."""
 
 import pytest
+from command_runs import failing_line
 from networks import images, sequence
-from script_runs import failing_line, load_script
 from torch import nn
 
 from pytorch_quantizer import Recipe, load_statistics, merge_statistics, quantize
-
-SCRIPT = load_script("merge_statistics")
+from pytorch_quantizer.commands import merge_statistics as command
 
 
 @pytest.fixture
@@ -22,7 +21,7 @@ def files(tmp_path):
 
 
 def test_two_runs_become_one(files, capsys):
-    SCRIPT.main(["--output", str(files / "both"), str(files / "first"), str(files / "second")])
+    command.main(["--output", str(files / "both"), str(files / "first"), str(files / "second")])
     assert capsys.readouterr().out == f"wrote {files / 'both'}: 7 images\n"
     expected = merge_statistics(files / "first", files / "second")
     merged = load_statistics(files / "both")
@@ -32,10 +31,10 @@ def test_two_runs_become_one(files, capsys):
 
 
 def test_mistakes(files, capsys):
-    line = failing_line(SCRIPT, capsys, "--output", files / "out", files / "first", files / "nowhere")
-    assert line.startswith(f"merge_statistics.py: error: can't read {files / 'nowhere'}")
-    line = failing_line(SCRIPT, capsys, "--output", files / "out", files / "first", files / "channels")
+    line = failing_line(command, capsys, "--output", files / "out", files / "first", files / "nowhere")
+    assert line.startswith(f"pq merge-statistics: error: can't read {files / 'nowhere'}")
+    line = failing_line(command, capsys, "--output", files / "out", files / "first", files / "channels")
     assert "runs must hold the same tensors" in line
-    assert "files" in failing_line(SCRIPT, capsys, "--output", files / "out")
-    assert "output" in failing_line(SCRIPT, capsys, files / "first")
+    assert "files" in failing_line(command, capsys, "--output", files / "out")
+    assert "output" in failing_line(command, capsys, files / "first")
     assert not (files / "out").exists()

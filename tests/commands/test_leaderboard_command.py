@@ -1,10 +1,11 @@
-"""scripts/leaderboard.py: the files it promises, resumed after an interruption, and cells that fail beside others."""
+"""pq leaderboard: the files it promises, resumed after an interruption, and cells that fail beside others."""
 
 import pandas as pd
 import pytest
-from script_runs import failing_line, load_script
+from command_runs import failing_line
 
 from pytorch_quantizer import InputError
+from pytorch_quantizer.commands import leaderboard as command
 from pytorch_quantizer.experiments import cells, trained_cell
 from pytorch_quantizer.experiments.leaderboard import COLUMNS, METHODS
 
@@ -12,20 +13,15 @@ FEW = ("--limit", "20", "--calibration-samples", "32", "--batch-size", "32", "--
 PART = ("--settings", "W3A3", "--methods", "minmax,second order", "--seeds", "0,1")
 
 
-@pytest.fixture(scope="module")
-def script():
-    return load_script("leaderboard")
-
-
-def start(script, folder, *arguments):
-    code = script.main([*FEW, *PART, "--output", str(folder), *arguments])
+def start(folder, *arguments):
+    code = command.main([*FEW, *PART, "--output", str(folder), *arguments])
     return code, pd.read_csv(folder / "leaderboard.csv", keep_default_na=False)
 
 
 @pytest.fixture(scope="module")
-def unbroken(script, tmp_path_factory):
+def unbroken(tmp_path_factory):
     folder = tmp_path_factory.mktemp("leaderboard")
-    return folder, start(script, folder)
+    return folder, start(folder)
 
 
 @pytest.fixture
@@ -61,12 +57,12 @@ def test_a_table_and_a_picture_beside_it(unbroken):
 
 
 class TestResumed:
-    def test_nothing_is_computed_again(self, script, unbroken, computed):
+    def test_nothing_is_computed_again(self, unbroken, computed):
         folder, (_, table) = unbroken
-        assert start(script, folder)[1].equals(table)
+        assert start(folder)[1].equals(table)
         assert computed == []
 
-    def test_a_killed_run_goes_on_where_it_stopped(self, script, unbroken, computed, tmp_path, monkeypatch):
+    def test_a_killed_run_goes_on_where_it_stopped(self, unbroken, computed, tmp_path, monkeypatch):
         def stopped(store, key, values, real=cells.CellStore.write, seen=[]):  # noqa: B006
             seen.append(key)
             if len(seen) == 3:
@@ -76,10 +72,10 @@ class TestResumed:
         with monkeypatch.context() as patch:
             patch.setattr(cells.CellStore, "write", stopped)
             with pytest.raises(KeyboardInterrupt):
-                start(script, tmp_path)
+                start(tmp_path)
         assert len(pd.read_csv(tmp_path / "leaderboard.csv")) == 1
         computed.clear()
-        found = start(script, tmp_path)[1]
+        found = start(tmp_path)[1]
         assert computed == ["second order W3A3", "minmax W3A3", "second order W3A3"]
         assert found.drop(columns="seconds").equals(unbroken[1][1].drop(columns="seconds"))
 
@@ -87,7 +83,7 @@ class TestResumed:
 @pytest.mark.parametrize(
     "error", [InputError("it can't be"), RuntimeError("a bug")], ids=lambda error: type(error).__name__
 )
-def test_a_cell_that_fails_is_a_row_and_the_others_go_on(script, tmp_path, monkeypatch, error):
+def test_a_cell_that_fails_is_a_row_and_the_others_go_on(tmp_path, monkeypatch, error):
     real = cells.quantize
 
     def failing(model, recipe, *args, **kwargs):
@@ -96,19 +92,19 @@ def test_a_cell_that_fails_is_a_row_and_the_others_go_on(script, tmp_path, monke
         return real(model, recipe, *args, **kwargs)
 
     monkeypatch.setattr(cells, "quantize", failing)
-    code, table = start(script, tmp_path, "--seeds", "0")
+    code, table = start(tmp_path, "--seeds", "0")
     assert code == 1
     assert list(table["error"]) == [f"{type(error).__name__}: {error}", ""]
     assert table["top1"].iloc[0] == ""
     assert "failed" in (tmp_path / "leaderboard.md").read_text()
     monkeypatch.setattr(cells, "quantize", real)
-    assert start(script, tmp_path, "--seeds", "0")[0] == 0  # tried again
+    assert start(tmp_path, "--seeds", "0")[0] == 0  # tried again
 
 
 class TestTrained:
     PART = ("--methods", "qat", "--seeds", "0", "--epochs", "1", "--settings", "W4A4")
 
-    def test_a_network_is_trained_once_from_its_float_weights(self, script, tmp_path, monkeypatch):
+    def test_a_network_is_trained_once_from_its_float_weights(self, tmp_path, monkeypatch):
         real, configs = trained_cell.train, []
 
         def counted(config, **kwargs):
@@ -116,18 +112,18 @@ class TestTrained:
             return real(config, **kwargs)
 
         monkeypatch.setattr(trained_cell, "train", counted)
-        code, table = start(script, tmp_path, *self.PART)
+        code, table = start(tmp_path, *self.PART)
         assert code == 0
         assert list(table["method"]) == ["qat"]
         assert 0.5 < table["top1"].astype(float).iloc[0] <= 1
         [config] = configs
         assert (config.epochs, config.dataset, config.validation_fraction) == (1, "digits", 0.0)
         assert config.checkpoint is not None
-        assert start(script, tmp_path, *self.PART)[1].equals(table)
+        assert start(tmp_path, *self.PART)[1].equals(table)
         assert len(configs) == 1
 
-    def test_what_cannot_be_trained_is_a_row(self, script, tmp_path):
-        code, table = start(script, tmp_path, *self.PART, "--epochs", "0")
+    def test_what_cannot_be_trained_is_a_row(self, tmp_path):
+        code, table = start(tmp_path, *self.PART, "--epochs", "0")
         assert code == 1
         assert table["error"].iloc[0] == "InputError: epochs must be at least 1, got 0"
 
@@ -144,18 +140,18 @@ class TestMistakes:
             (("--data", "/nowhere"), "/nowhere"),
         ],
     )
-    def test_one_line(self, script, capsys, tmp_path, arguments, said):
-        assert said in failing_line(script, capsys, "--output", tmp_path, *arguments)
+    def test_one_line(self, capsys, tmp_path, arguments, said):
+        assert said in failing_line(command, capsys, "--output", tmp_path, *arguments)
 
-    def test_help_names_the_methods(self, script, capsys):
+    def test_help_names_the_methods(self, capsys):
         with pytest.raises(SystemExit):
-            script.main(["--help"])
+            command.main(["--help"])
         text = " ".join(capsys.readouterr().out.split())
         assert all(method in text for method in METHODS)
 
 
-def test_weights_beside_the_images_are_taken(script, tmp_path):
+def test_weights_beside_the_images_are_taken(tmp_path):
     (tmp_path / "cifar-10-batches-py").mkdir()
     (tmp_path / "resnet32.th").write_bytes(b"")
-    given = script.Config(dataset="cifar10", data=tmp_path, arch="resnet20,resnet32")
-    assert [config.checkpoint for config in script.configs_of(given)] == [None, tmp_path / "resnet32.th"]
+    given = command.Config(dataset="cifar10", data=tmp_path, arch="resnet20,resnet32")
+    assert [config.checkpoint for config in command.configs_of(given)] == [None, tmp_path / "resnet32.th"]

@@ -1,15 +1,15 @@
-"""scripts/compare.py: writes what it promises and names the first difference; its flags are run_inference.py's."""
+"""pq compare: writes what it promises and names the first difference; its flags are run_inference.py's."""
 
 import contextlib
 import io
 import json
 
 import pytest
-from script_runs import failing_line, load_script
+from command_runs import failing_line
 
 import pytorch_quantizer as pq
-
-SCRIPT = load_script("compare")
+from pytorch_quantizer.commands import compare as command
+from pytorch_quantizer.commands import run
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +18,7 @@ def job(tmp_path_factory):
     folder, printed = tmp_path_factory.mktemp("compare"), io.StringIO()
     few = ["--recipe", "w8a8", "--limit", "20", "--calibration-samples", "64", "--device", "cpu"]
     with contextlib.redirect_stdout(printed):
-        SCRIPT.main([*few, "--output", str(folder), "--save", str(folder / "model.safetensors")])
+        command.main([*few, "--output", str(folder), "--save", str(folder / "model.safetensors")])
     return folder, printed.getvalue()
 
 
@@ -65,14 +65,14 @@ class TestTheEmbeddedJob:
         assert pq.load(job[0] / "model.safetensors").recipe.name == "w8a8"
 
 
-def test_the_flags_are_run_inferences():
-    parsers = [script.parser() for script in (SCRIPT, load_script("run_inference"))]
+def test_the_flags_are_those_of_run():
+    parsers = [each.parser() for each in (command, run)]
     mine, theirs = ({flag for action in parser._actions for flag in action.option_strings} for parser in parsers)
     assert mine == theirs
 
 
 def test_how_many_images_is_said():
-    text = SCRIPT.parser().format_help()
+    text = command.parser().format_help()
     assert "spread evenly over the data set; null: all (default: 1000)" in " ".join(text.split())
 
 
@@ -97,7 +97,7 @@ class TestMistakes:
             "cpu",
             *(["--limit", "4"] if "--limit" not in arguments else []),
         ]
-        assert named in failing_line(SCRIPT, capsys, *few, *arguments)
+        assert named in failing_line(command, capsys, *few, *arguments)
         assert not list(tmp_path.rglob("compare.json"))
 
     @pytest.mark.parametrize("flag", ["--output", "--save", "--export-onnx"])
@@ -108,4 +108,4 @@ class TestMistakes:
         )
         monkeypatch.chdir(tmp_path)
         path = tmp_path / "file" if flag == "--output" else tmp_path / "file" / "model"
-        assert str(tmp_path / "file") in failing_line(SCRIPT, capsys, flag, path)
+        assert str(tmp_path / "file") in failing_line(command, capsys, flag, path)

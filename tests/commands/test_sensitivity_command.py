@@ -1,4 +1,4 @@
-"""scripts/sensitivity.py: the diagnosis writes what it promises; a user's mistake is one line and exit code 2."""
+"""pq sensitivity: the diagnosis writes what it promises; a user's mistake is one line and exit code 2."""
 
 import json
 import re
@@ -7,23 +7,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from script_runs import failing_line, load_script
+from command_runs import failing_line
 
+from pytorch_quantizer.commands import sensitivity as command
 from pytorch_quantizer.experiments.sensitivity_report import answer, ranking, sensitivity_picture
 
 RATES = {"alone_top1", "all_but_top1"}
 
 
 @pytest.fixture(scope="module")
-def script():
-    return load_script("sensitivity")
-
-
-@pytest.fixture(scope="module")
-def written(script, tmp_path_factory):
+def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sensitivity")
     few = ["--limit", "20", "--calibration-samples", "32", "--device", "cpu"]
-    script.main([*few, "--output", str(folder)])
+    command.main([*few, "--output", str(folder)])
     return folder
 
 
@@ -58,12 +54,12 @@ class TestTheEmbeddedJob:
         assert "layer3.2.conv2" in page
 
 
-def test_the_closing_line_is_the_answer(script, tmp_path, capsys, monkeypatch):
+def test_the_closing_line_is_the_answer(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     bad = tmp_path / "bad.yaml"
     bad.write_text("overrides: [{layers: layer2.0.conv1, weights: int1}]\n")
     few = ["--limit", "60", "--calibration-samples", "32", "--device", "cpu"]
-    script.main([*few, "--recipe", str(bad), "--what", "weights"])
+    command.main([*few, "--recipe", str(bad), "--what", "weights"])
     folder = Path("results/sensitivity_digits_resnet20_bad_weights")
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-1].startswith("layer2.0.conv1 hurts most: alone it costs ")
@@ -130,20 +126,20 @@ class TestMistakes:
             (["--data", "nowhere"], "nowhere is not a folder"),
         ],
     )
-    def test_is_named(self, script, capsys, arguments, named):
-        assert named in failing_line(script, capsys, *arguments)
+    def test_is_named(self, capsys, arguments, named):
+        assert named in failing_line(command, capsys, *arguments)
 
-    def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, script, capsys, tmp_path, monkeypatch):
+    def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("in the way")
-        monkeypatch.setattr(script, "sensitivity", lambda *_, **__: pytest.fail("work was done"))
-        assert str(tmp_path / "file") in failing_line(script, capsys, "--output", tmp_path / "file")
+        monkeypatch.setattr(command, "sensitivity", lambda *_, **__: pytest.fail("work was done"))
+        assert str(tmp_path / "file") in failing_line(command, capsys, "--output", tmp_path / "file")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
-    def test_a_cuda_device_that_is_not_there(self, script, capsys):
-        assert "--device cpu" in failing_line(script, capsys, "--device", "cuda")
+    def test_a_cuda_device_that_is_not_there(self, capsys):
+        assert "--device cpu" in failing_line(command, capsys, "--device", "cuda")
 
 
-def test_help_says_how_many_images(script):
-    text = script.parser().format_help()
+def test_help_says_how_many_images():
+    text = command.parser().format_help()
     assert "null: all (default: 1000)" in " ".join(text.split())
     assert "type:" not in text

@@ -1,57 +1,55 @@
-"""scripts/train.py: flags over config over defaults; a user's mistake is one line on stderr and exit code 2."""
+"""pq train: flags over config over defaults; a user's mistake is one line on stderr and exit code 2."""
 
 import json
+from pathlib import Path
 
 import pytest
-from script_runs import SCRIPTS, load_script
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.command_line import run
+from pytorch_quantizer.commands import train as command
 from pytorch_quantizer.models import bundled_checkpoint
 from pytorch_quantizer.training import Augmentation, TrainingConfig
 from pytorch_quantizer.training.config import weights_path
 
-
-@pytest.fixture(scope="module")
-def script():
-    return load_script("train")
+CONFIGS = Path(__file__).parents[2] / "scripts" / "configs"
 
 
-def exit_code(script, arguments):
+def exit_code(arguments):
     with pytest.raises(SystemExit) as stop:
-        run("train.py", lambda: script.main(arguments))
+        run("pq train", lambda: command.main(arguments))
     return stop.value.code
 
 
 class TestSettings:
-    def test_nothing_given_is_the_defaults(self, script):
-        assert script.parse([]) == TrainingConfig()
+    def test_nothing_given_is_the_defaults(self):
+        assert command.parse([]) == TrainingConfig()
 
-    def test_flags_win_over_the_file_and_the_file_over_the_defaults(self, script):
-        config = script.parse(["--config", str(SCRIPTS / "configs" / "digits_resnet20.yaml"), "--epochs", "3"])
+    def test_flags_win_over_the_file_and_the_file_over_the_defaults(self):
+        config = command.parse(["--config", str(CONFIGS / "digits_resnet20.yaml"), "--epochs", "3"])
         assert config.epochs == 3
         assert config.threads == 2
         assert config.augmentation == Augmentation(shift=1, rotation=12, scaling=0.1)
 
-    def test_dashes_and_underscores_mean_the_same(self, script):
-        dashed = script.parse(["--batch-size", "8", "--learning-rate=1e-2", "--weight_decay", "-0"])
+    def test_dashes_and_underscores_mean_the_same(self):
+        dashed = command.parse(["--batch-size", "8", "--learning-rate=1e-2", "--weight_decay", "-0"])
         assert dashed == TrainingConfig(batch_size=8, learning_rate=0.01, weight_decay=0)
 
-    def test_json_with_comments(self, script, tmp_path):
+    def test_json_with_comments(self, tmp_path):
         file = tmp_path / "config.json"
         file.write_text(json.dumps({"_comment": "why", "epochs": 7, "augmentation": {"_comment": "x", "flip": True}}))
-        config = script.parse(["--config", str(file)])
+        config = command.parse(["--config", str(file)])
         assert config == TrainingConfig(epochs=7, augmentation=Augmentation(flip=True))
 
-    def test_the_shipped_configs_are_read(self, script):
-        configs = sorted((SCRIPTS / "configs").glob("*"))
-        read = {path.name: script.parse(["--config", str(path)]) for path in configs}
+    def test_the_shipped_configs_are_read(self):
+        configs = sorted((CONFIGS).glob("*"))
+        read = {path.name: command.parse(["--config", str(path)]) for path in configs}
         assert read["cifar10_resnet20.json"].download
         assert read["cifar10_resnet20_w2a2.yaml"].recipe == "w2a2_qat"
         assert read["cifar10_resnet20_w2a2.yaml"].qat.norms
 
-    def test_training_with_a_recipe_has_its_own_rate_and_output(self, script):
-        config = script.parse(["--recipe", "w4a4_statistical", "--qat.norms", "false"])
+    def test_training_with_a_recipe_has_its_own_rate_and_output(self):
+        config = command.parse(["--recipe", "w4a4_statistical", "--qat.norms", "false"])
         assert config.learning_rate == 0.01
         assert str(weights_path(config)) == "runs/digits_resnet20_w4a4_statistical.safetensors"
         assert not config.qat.norms
@@ -79,48 +77,48 @@ class TestMistakes:
             (["--dataset", "imagenet", "--download", "true"], "imagenet can't be downloaded"),
         ],
     )
-    def test_one_line_and_exit_code_2(self, script, tmp_path, monkeypatch, capsys, arguments, said):
+    def test_one_line_and_exit_code_2(self, tmp_path, monkeypatch, capsys, arguments, said):
         monkeypatch.chdir(tmp_path)
-        assert exit_code(script, arguments) == 2
+        assert exit_code(arguments) == 2
         output = capsys.readouterr()
         assert output.out == ""
         assert output.err.count("\n") == 1
-        assert output.err.startswith("train.py: error: ")
+        assert output.err.startswith("pq train: error: ")
         assert said in output.err
 
-    def test_unknown_settings_in_a_file(self, script, tmp_path, capsys):
+    def test_unknown_settings_in_a_file(self, tmp_path, capsys):
         (tmp_path / "config.yaml").write_text("epoches: 3\n")
-        assert exit_code(script, ["--config", str(tmp_path / "config.yaml")]) == 2
+        assert exit_code(["--config", str(tmp_path / "config.yaml")]) == 2
         assert "epoches" in capsys.readouterr().err
 
-    def test_a_file_that_is_no_yaml(self, script, tmp_path, capsys):
+    def test_a_file_that_is_no_yaml(self, tmp_path, capsys):
         (tmp_path / "config.yaml").write_text("a: [1, 2\n")
-        assert exit_code(script, ["--config", str(tmp_path / "config.yaml")]) == 2
+        assert exit_code(["--config", str(tmp_path / "config.yaml")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
-    def test_a_bug_keeps_its_traceback(self, script, monkeypatch):
+    def test_a_bug_keeps_its_traceback(self, monkeypatch):
         def bug(config):
             raise ZeroDivisionError
 
-        monkeypatch.setattr(script, "train", bug)
+        monkeypatch.setattr(command, "train", bug)
         with pytest.raises(ZeroDivisionError):
-            run("train.py", lambda: script.main([]))
+            run("pq train", lambda: command.main([]))
 
 
-def test_trains_and_says_what_came_out(script, tmp_path, capsys):
+def test_trains_and_says_what_came_out(tmp_path, capsys):
     output = tmp_path / "model.safetensors"
-    script.main(["--epochs", "1", "--device", "cpu", "--output", str(output)])
+    command.main(["--epochs", "1", "--device", "cpu", "--output", str(output)])
     said = capsys.readouterr().out
     assert "test: top-1 " in said
     assert "(epoch 1 of 1; best on validation images was 1)" in said
     assert output.is_file()
 
 
-def test_trains_with_a_recipe(script, tmp_path):
+def test_trains_with_a_recipe(tmp_path):
     output, checkpoint = tmp_path / "model.safetensors", bundled_checkpoint("digits_resnet20")
     recipe = tmp_path / "w4a4.yaml"
     recipe.write_text("{weights: int4, activations: int4}")
     flags = ["--recipe", str(recipe), "--checkpoint", str(checkpoint), "--epochs", "1", "--device", "cpu"]
-    script.main([*flags, "--output", str(output)])
+    command.main([*flags, "--output", str(output)])
     assert pq.load(output).recipe.weights == "int4"
     assert json.loads(output.with_suffix(".json").read_text())["test"]["top1"] > 0.9

@@ -1,0 +1,198 @@
+"""Every method at every width: accuracy, interval over seeds and time, as a table and a picture.
+
+  pq leaderboard --settings W4A4 --methods "minmax,mse,second order" --limit 200
+      a look at it: the embedded job, handwritten digits and the bundled ResNet-20
+
+  pq leaderboard --dataset cifar10 --data DIR --arch resnet20,resnet32
+      DIR holds CIFAR-10, and the weights as resnet20.th and resnet32.th (or --checkpoint, as many as networks)
+
+  pq leaderboard --data DIR --arch resnet18,resnet50 --device cuda
+      ImageNet with torchvision's weights
+
+Writes leaderboard.csv (a row a cell), leaderboard.md and leaderboard.html (means over seeds) into the output folder
+after every cell. Every finished cell is kept in OUTPUT/cells, in a file named after all that determines it: a run that
+was interrupted goes on where it stopped. A cell that fails is a row with its error; the others go on, and the exit code
+is 1. First and last layer, and what only additions read, have 8 bits; --residual wide gives additions that share a
+tensor with a layer an 8-bit copy of it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jsonargparse
+import pandas as pd
+
+from pytorch_quantizer.atomic import require_writable, write_atomically
+from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
+from pytorch_quantizer.environment import choose_device, machine
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.experiments.cells import CellStore, Network
+from pytorch_quantizer.experiments.inference import InferenceConfig, ResolvedConfig, resolved
+from pytorch_quantizer.experiments.leaderboard import (
+    COLUMNS,
+    DEFAULT_SETTINGS,
+    METHODS,
+    RESIDUALS,
+    TRAINED,
+    Setting,
+    markdown,
+    parse_methods,
+    parse_names,
+    parse_residuals,
+    parse_seeds,
+    parse_settings,
+    policy,
+    recipe_of,
+)
+from pytorch_quantizer.experiments.leaderboard_picture import leaderboard_picture
+from pytorch_quantizer.experiments.trained_cell import measure_trained
+from pytorch_quantizer.models import default_preprocessing
+
+FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
+
+
+@dataclass(frozen=True)
+class Config(InferenceConfig):
+    """InferenceConfig for several networks and seeds, each calibrated anew for every cell."""
+
+    arch: str | None = field(
+        default=None, metadata={"help": "the network, or several with commas; names as `pq run`'s"}
+    )
+    checkpoint: str | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "weights, as many as networks; default: DATA/ARCH.th if it is there, bundled, torchvision's"},
+    )
+    seed: int = 0  # no flag: --seeds
+    statistics_file: Path | None = None  # no flag
+    output: Path | None = field(
+        default=None,
+        metadata={"help": f"folder for {', '.join(FILES)} and cells/; default: results/leaderboard_DATASET"},
+    )
+
+
+class Cell(NamedTuple):
+    """A place of the table."""
+
+    method: str
+    setting: Setting
+    residual: str
+    seed: int
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Read the flags, measure every cell that isn't there yet, write the tables; the exit code."""
+    flags = vars(parser().parse_args(arguments))
+    given = from_flags(Config, flags)
+    methods, settings = parse_methods(flags["methods"]), parse_settings(flags["settings"])
+    seeds, residuals = parse_seeds(flags["seeds"]), parse_residuals(flags["residual"])
+    configs = configs_of(given)
+    folder = given.output or Path("results") / f"leaderboard_{configs[0].dataset}"
+    for name in FILES:
+        require_writable(folder / name)
+    store = CellStore(folder / "cells", any_code=flags["any_code"])
+    rows: list[dict[str, Any]] = []
+    for config in configs:
+        for row in measured(config, store, seeds, [*product(residuals, settings, methods)], flags["epochs"]):
+            rows.append(row)
+            write_tables(rows, folder, note_of(given, config))
+    failed = sum(bool(row["error"]) for row in rows)
+    print((folder / "leaderboard.md").read_text(encoding="utf-8"))
+    print(f"wrote {', '.join(str(folder / name) for name in FILES)}" + (f"; {failed} cells failed" if failed else ""))
+    return int(failed > 0)
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """The flags: which part of the table, then what to run."""
+    made = command_parser("leaderboard", __doc__)
+    made.add_argument("--methods", default=None, help=f"some of: {', '.join(METHODS)}; default: all")
+    made.add_argument("--settings", default=DEFAULT_SETTINGS, help="W4A8 is 4-bit weights, 8-bit activations")
+    made.add_argument("--seeds", default="0,1,2", help="of the calibration draw and of what is drawn in learning")
+    made.add_argument("--residual", default="narrow", help=f"{', '.join(RESIDUALS)}, or both with a comma")
+    made.add_argument("--epochs", type=int, default=20, help=f"of {', '.join(TRAINED)}, on the training split")
+    made.add_argument("--any-code", action="store_true", help="keep cells that another version of the code computed")
+    add_flags(made, Config, "what to run")
+    return made
+
+
+def configs_of(given: Config) -> list[ResolvedConfig]:
+    """One a network. Raises InputError, before any work, for a network that isn't known or checkpoints that are few."""
+    archs = [None] if given.arch is None else parse_names("--arch", given.arch)
+    checkpoints = [None] * len(archs) if given.checkpoint is None else parse_names("--checkpoint", given.checkpoint)
+    if len(checkpoints) != len(archs):
+        raise InputError(
+            f"--checkpoint must name as many files as there are networks, {len(archs)}, got {len(checkpoints)}"
+        )
+    configs = []
+    for arch, checkpoint in zip(archs, checkpoints, strict=True):
+        config = resolved(replace(given, arch=arch, checkpoint=None))
+        default_preprocessing(config.arch, config.dataset)  # knows the names
+        configs.append(replace(config, checkpoint=Path(checkpoint) if checkpoint else _beside(config)))
+    return configs
+
+
+def _beside(config: ResolvedConfig) -> Path | None:
+    """Weights that lie beside the images, by the network's name."""
+    path = None if config.data is None else config.data / f"{config.arch}.th"
+    return path if path is not None and path.is_file() else None
+
+
+def measured(
+    config: ResolvedConfig,
+    store: CellStore,
+    seeds: Sequence[int],
+    places: Sequence[tuple[str, Setting, str]],
+    epochs: int,
+) -> Iterator[dict[str, Any]]:
+    """The rows of a network as they come, seed by seed; prints each."""
+    fp32 = None
+    for seed in seeds:
+        network = Network(replace(config, seed=seed), store)
+        if fp32 is None:
+            fp32 = network.measure(None)
+            print(f"{config.arch} float32 {fp32['top1']:.2%}", flush=True)
+        for residual, setting, method in places:
+            yield measure_cell(network, Cell(method, setting, residual, seed), fp32, epochs)
+
+
+def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int) -> dict[str, Any]:
+    """A row of the table; where the cell fails, with the error in place of a figure."""
+    config = network.config
+    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"dataset": config.dataset, "arch": config.arch, "error": ""}
+    row |= {"method": cell.method, "residual": cell.residual, "seed": cell.seed, "fp32_top1": fp32["top1"]}
+    row |= {"weights": f"int{cell.setting.weights}", "activations": f"int{cell.setting.activations}"}
+    try:
+        recipe = recipe_of(*cell)
+        row |= policy(recipe)
+        folder = network.store.folder / "trained"
+        trained = cell.method in TRAINED
+        found = measure_trained(network, recipe, epochs, folder) if trained else network.measure(recipe)
+        row |= {name: found[name] for name in ("top1", "samples")} | {"seconds": found["quantizing_seconds"]}
+        told = f"{found['top1']:7.2%}  ({'kept' if found['kept'] else str(found['seconds']) + ' s'})"
+    except Exception as error:  # whatever it is: a table of hours goes on, and the row says it
+        row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        told = row["error"]
+    print(f"{config.arch} {cell.setting} {cell.residual} seed {cell.seed} {cell.method:<24} {told}", flush=True)
+    return row
+
+
+def note_of(given: Config, config: ResolvedConfig) -> str:
+    """What the table's figures are."""
+    images = f"{given.limit} test images" if given.limit else "all test images"
+    return (
+        f"Top-1 in % on {images}, the mean over seeds ± half of its 95 % interval (Student's t), and in brackets the "
+        f"mean seconds that quantizing took. Ranges and all that is learned come from {config.calibration_samples} "
+        "images, none of them evaluated where the data set has a training split. First and last layer, and what only "
+        f"additions read: 8 bits. Machine: {', '.join(map(str, machine(choose_device(given.device)).values()))}"
+    )
+
+
+def write_tables(rows: Sequence[dict[str, Any]], folder: Path, note: str) -> None:
+    """Write the three files, each whole or not at all."""
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table["top1"], table["seconds"] = (table[name].astype(float) for name in ("top1", "seconds"))
+    contents = (table.to_csv(index=False), markdown(table, note), leaderboard_picture(table, "Leaderboard"))
+    for name, content in zip(FILES, contents, strict=True):
+        write_atomically(folder / name, content.encode())

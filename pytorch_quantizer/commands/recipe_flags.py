@@ -1,0 +1,34 @@
+"""--recipe and the flags of its single fields: what every command that quantizes shares.
+What the fields mean is the recipe's business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from pytorch_quantizer.command_line import add_flags
+from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
+
+DEFAULT_RECIPE = "w8a4_aciq"
+
+
+def add_recipe_flags(parser: jsonargparse.ArgumentParser) -> None:
+    """Add --recipe, and a flag a field of it; ``recipe_from`` reads them."""
+    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(list_recipes())}, or a YAML file")
+    add_flags(parser, Recipe, "single fields of the recipe (default: as the recipe says)", optional=True)
+
+
+def recipe_from(flags: dict[str, Any]) -> Recipe:
+    """The recipe with the fields that were given as flags; its name says which of them differ from the recipe's."""
+    recipe = Recipe.load(flags["recipe"])
+    given = {field.name: flags[field.name] for field in fields(Recipe) if field.name in flags}
+    if not given.get("seed"):
+        given.pop("seed", None)  # the calibration draw's default, which says nothing of the recipe's
+    changed = {name: value for name, value in given.items() if value != getattr(recipe, name)}
+    parts = [f"{name.replace('_', '-')}-{str(value).lower()}" for name, value in changed.items() if name != "seed"]
+    name = Path(flags["recipe"]).stem if recipe.name == Recipe.name else recipe.name  # a file that gives itself none
+    return recipe.replace(**changed, name="_".join([name, *parts]))

@@ -1,0 +1,98 @@
+"""Quantize a trained network without retraining and measure what it costs, on real images.
+
+Prints float32 beside quantized and writes result.json, layers.csv (a row a tensor: bits, range, clipped fraction, SQNR)
+and layers.html (the same as a picture) into the output folder.
+
+  pq run
+      the embedded job: handwritten digits, the bundled ResNet-20, 8-bit weights, 4-bit activations
+
+  pq run --dataset cifar10 --data DIR --arch resnet20 --checkpoint resnet20.th
+      --weights int8 --activations int4 --clip laplace --output OUT
+      DIR holds cifar-10-batches-py/, or train and test as .npz
+
+  pq run --data DIR --arch resnet50 --weights int8 --activations int4 --clip laplace
+      DIR holds val/<wnid>/*.JPEG (or the wnid folders themselves), so it is ImageNet: --dataset is needed only where
+      the folder doesn't say; torchvision's weights unless --checkpoint is given
+
+  pq run --data DIR --arch resnet20 --checkpoint resnet20.th --recipe w4a4_qdrop
+      --max-memory 1GiB --resume FOLDER
+      rounding and steps learned block by block; stopped, the same command goes on behind the last finished block
+
+  pq run --recipe w8a8 --save digits.safetensors --export-onnx digits.onnx
+      and the quantized model as files to take along: packed, and to run in integers
+
+Settings come from --recipe (a shipped recipe's name or a YAML file); flags of its single fields win over it.
+The simulated model computes in floating point on the quantization grid: its latency says nothing of integer hardware.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+
+from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
+from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
+from pytorch_quantizer.experiments.inference import InferenceConfig, resolved, run_inference
+from pytorch_quantizer.experiments.model_files import ModelFiles
+from pytorch_quantizer.experiments.report import result_table, write_report
+from pytorch_quantizer.experiments.resources import Resources
+
+MEANING = {
+    "imagenet": "folders named by ImageNet's wnids",
+    "cifar10": "CIFAR-10's files",
+    "mnist": "MNIST's files",
+    "folder": "no other data set's layout, so its folders are the classes",
+}
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Read the flags, run the job, print the table, write the report and the files that were asked for."""
+    flags = vars(parser().parse_args(arguments))
+    asked = from_flags(InferenceConfig, flags)
+    recipe, config = recipe_from(flags), resolved(asked)
+    files = from_flags(ModelFiles, flags)
+    resources = from_flags(Resources, flags)
+    files.check()
+    resources.check(recipe)
+    if asked.dataset is None and asked.data is not None:
+        print(f"{asked.data} holds {MEANING[config.dataset]}: --dataset {config.dataset}")
+    folder = config.output or Path("results") / f"{config.dataset}_{config.arch}_{recipe.name}"
+    result = run_inference(replace(config, output=folder), recipe, resources)
+    write_report(result, folder)
+    if flags["summary"]:
+        print(result.model.summary(), end="\n\n")
+    print(result_table(result.record))
+    _print_notes(result.record, folder)
+    for line in files.write(result.model, result.images):
+        print(line)
+
+
+def parser() -> jsonargparse.ArgumentParser:
+    """The flags: what to run, then the recipe and its fields."""
+    made = command_parser("run", __doc__)
+    made.add_argument(
+        "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
+    )
+    add_flags(made, InferenceConfig, "what to run")
+    add_flags(made, ModelFiles, "the quantized model as files")
+    add_flags(made, Resources, "what learning may take")
+    add_recipe_flags(made)
+    return made
+
+
+def _print_notes(record: dict[str, Any], folder: Path) -> None:
+    calibration = record["calibration"]
+    images = "an unknown number of" if calibration["samples"] is None else calibration["samples"]
+    drawn = f" of the {calibration['split']} split, seed {record['seed']}"
+    file = calibration["statistics_file"]
+    reused = f", those of {file}: --seed and --calibration-samples choose none"
+    print(f"\nquantized in {record['quantizing_seconds']:.1f} s")
+    print(f"ranges from {images} images{drawn if file is None else reused}")
+    if calibration["split"] == "test":
+        print("there is no training split: ranges were chosen on images that were also evaluated")
+    if record["skipped_images"]:
+        print(f"{len(record['skipped_images'])} images could not be decoded and were skipped; result.json lists them")
+    print(
+        f"wrote {folder / 'result.json'}, and layers.csv and .html: each tensor on {record['layers']['samples']} images"
+    )
