@@ -121,8 +121,9 @@ class TensorStatistics:
 
     def to(self, device: torch.device | str) -> TensorStatistics:
         """The same on another device."""
-        parts = {name: getattr(self, name) for name in (*MOMENTS, "histogram", "extremes")}
-        return TensorStatistics(**{name: None if part is None else part.to(device) for name, part in parts.items()})
+        parts: dict[str, Any] = {name: getattr(self, name) for name in (*MOMENTS, "histogram", "extremes")}
+        moved: dict[str, Any] = {name: None if part is None else part.to(device) for name, part in parts.items()}
+        return TensorStatistics(**moved)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers that strict JSON holds, a list where there are channels; infinite and NaN values are text.
