@@ -113,10 +113,10 @@ def on_device(points: list[Point], where: Where) -> list[Point]:
 
 def _tell(outcome: Outcome, done: int, of: int) -> None:
     row = outcome.measured.row
-    figures = (
-        f"top-1 {row['top1']:.2%}, float32 {row['fp32_top1']:.2%}  ({row['seconds']:.1f} s)" if not row["error"] else ""
-    )
-    print(f"[{done}/{of}] {outcome.task.point}  {figures or row['error']}", flush=True)
+    said = row["error"]
+    if not said:
+        said = f"top-1 {row['top1']:.2%}, float32 {row['fp32_top1']:.2%}  ({row['seconds']:.1f} s)"
+    print(f"[{done}/{of}] {outcome.task.point}  {said}", flush=True)
 
 
 def _conclude(summary: Summary, where: Where, folder: Path) -> None:

@@ -1,0 +1,162 @@
+"""Running a sweep: which points are still to be measured, and their rows put into the table as they come.
+Who measures them is local_workers.py's or ray_workers.py's business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pytorch_quantizer.atomic import write_atomically
+from pytorch_quantizer.experiments.cells import code_digest
+from pytorch_quantizer.sweeps.keys import keyed
+from pytorch_quantizer.sweeps.lock import locked
+from pytorch_quantizer.sweeps.point import Point
+from pytorch_quantizer.sweeps.results import Results
+from pytorch_quantizer.sweeps.tasks import Outcome, Task, Workers
+
+ERRORS = "errors"  # folder of tracebacks, a file a failed point
+
+
+class Listener(Protocol):
+    """Who is told of rows."""
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """A row that stands in the table; also those that stood there already."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """Which finished points are measured again: failed ones, and those of another code unless any_code."""
+
+    failed: bool = False
+    any_code: bool = False
+
+    def wants(self, row: Mapping[str, Any] | None) -> bool:
+        """Whether the point of this row, None for one without, is to be measured."""
+        if row is None or (self.failed and row["error"]):
+            return True
+        return not self.any_code and row["code"] != code_digest()
+
+
+@dataclass(frozen=True)
+class Summary:
+    """points: those of the plan, each once. measured, failed: in this run. kept, kept_failed: from earlier ones.
+
+    repeated: points of the plan that are others under another name. startup_seconds: until workers could measure;
+    running_seconds: from then on; point_seconds, loading_seconds: sums over the points measured, whoever measured them.
+    """
+
+    points: int
+    measured: int
+    failed: int
+    kept: int
+    kept_failed: int
+    repeated: int
+    startup_seconds: float
+    running_seconds: float
+    point_seconds: float
+    loading_seconds: float
+
+
+def run_sweep(
+    points: Sequence[Point],
+    folder: Path,
+    make_workers: Callable[[], Workers],
+    *,
+    rerun: Rerun = Rerun(),
+    told: Callable[[Outcome, int, int], None] = lambda outcome, done, of: None,
+    logged: Listener = lambda row: None,
+) -> Summary:
+    """Measure the points that the folder's table doesn't hold; at its end the table is in their order.
+
+    told: each outcome, and how many of this run's points are done. Raises InputError where another sweep holds the
+    folder, its table is damaged, or weights or images can't be read.
+    """
+    start = time.perf_counter()
+    with locked(folder):
+        results = Results(folder)
+        tasks = [Task(key, point) for key, point in keyed(points).items()]
+        kept = [row for task in tasks if not rerun.wants(row := results.find(task.key)) and row is not None]
+        for row in kept:
+            logged(row)
+        pending = by_network([task for task in tasks if rerun.wants(results.find(task.key))])
+        tally = _Tally()
+        with _finished(results, tasks), _made(make_workers, bool(pending)) as workers:
+            tally.ready = time.perf_counter()
+            for outcome in workers.outcomes(pending) if workers else ():
+                row = _put(results, outcome)
+                tally.add(outcome)
+                told(outcome, tally.measured, len(pending))
+                logged(row)
+            end = time.perf_counter()
+        return Summary(
+            points=len(tasks),
+            measured=tally.measured,
+            failed=tally.failed,
+            kept=len(kept),
+            kept_failed=sum(bool(row["error"]) for row in kept),
+            repeated=len(points) - len(tasks),
+            startup_seconds=tally.ready - start,
+            running_seconds=end - tally.ready,
+            point_seconds=tally.seconds,
+            loading_seconds=tally.loading,
+        )
+
+
+def by_network(tasks: Sequence[Task]) -> list[Task]:
+    """The same, those of one network behind one another: a worker keeps one."""
+    order: dict[Any, int] = {}
+    for task in tasks:
+        order.setdefault(task.point.network, len(order))
+    return sorted(tasks, key=lambda task: order[task.point.network])
+
+
+@dataclass
+class _Tally:
+    measured: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    loading: float = 0.0
+    ready: float = 0.0
+
+    def add(self, outcome: Outcome) -> None:
+        self.measured += 1
+        self.failed += bool(outcome.measured.row["error"])
+        self.seconds += outcome.measured.row.get("seconds") or 0.0
+        self.loading += outcome.measured.loading_seconds
+
+
+def _put(results: Results, outcome: Outcome) -> dict[str, Any]:
+    row = {"code": code_digest(), **outcome.measured.row, "key": outcome.task.key}
+    if outcome.measured.trace:
+        write_atomically(results.folder / ERRORS / f"{outcome.task.key}.txt", outcome.measured.trace.encode())
+    results.put(row)
+    return row
+
+
+@contextmanager
+def _finished(results: Results, tasks: Sequence[Task]) -> Iterator[None]:
+    """Whatever ends the run, the table is in order and results.parquet has it all."""
+    try:
+        yield
+    finally:
+        results.finish([task.key for task in tasks])
+
+
+@contextmanager
+def _made(make_workers: Callable[[], Workers], needed: bool) -> Iterator[Workers | None]:
+    if not needed:
+        yield None
+        return
+    workers = make_workers()
+    try:
+        workers.wait_ready()
+        yield workers
+    finally:
+        workers.stop()
