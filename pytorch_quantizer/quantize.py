@@ -38,6 +38,7 @@ from pytorch_quantizer.graph.rescale import ensure_biases
 from pytorch_quantizer.graph.share import own_tensors
 from pytorch_quantizer.graph.ties import move_off_ties
 from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.ranks import ALONE, Ranks
 
 EXAMPLES = 2  # images of the first batch that mark the graph's tensors and check it against the model
 
@@ -51,6 +52,7 @@ def quantize(
     strict: bool = False,
     max_memory: int | None = None,
     resume: str | Path | None = None,
+    ranks: Ranks = ALONE,
     progress: bool = True,
 ) -> QuantizedModel:
     """Quantize a trained network without retraining; ``model`` itself is not touched.
@@ -61,7 +63,9 @@ def quantize(
     read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
     can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that reconstruction may take
     (calibration/reconstruct.py), half of what is free unless given. resume: a folder for the blocks that it finishes;
-    with those of a run that was stopped, it goes on behind them and comes to the same end, to the bit.
+    with those of a run that was stopped, it goes on behind them and comes to the same end, to the bit. ranks: of
+    several processes (ranks.joined_ranks) that are all given all batches, and share the work of measuring activations;
+    each ends with the same model, to the bit.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)
@@ -79,7 +83,7 @@ def quantize(
         notes.append(_note("equalize", "pairs of layers equalized", pairs))
     reasons = {**captured.opaque, **kept}
     sites = place(graph, recipe, reasons)
-    measured = measure(graph, sites, recipe, batches, statistics_file=statistics_file, progress=progress)
+    measured = measure(graph, sites, recipe, batches, statistics_file=statistics_file, ranks=ranks, progress=progress)
     learning.keep_rest(batches)
     tuning.keep_rest(batches)
     if recipe.mixed_precision != "none":

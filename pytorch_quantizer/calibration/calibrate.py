@@ -15,6 +15,7 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.clipping import ANY_VALUES
 from pytorch_quantizer.quantization.statistics import Limits, TensorStatistics
+from pytorch_quantizer.ranks import ALONE, Ranks
 
 Statistics = dict[str, TensorStatistics]
 Observer = Callable[[Tensor], None]
@@ -51,26 +52,39 @@ def calibrate(
     batches: Iterable[Any],
     *,
     also: Mapping[str, Iterable[Observer]] | None = None,
+    ranks: Ranks = ALONE,
     progress: bool = True,
 ) -> Statistics:
     """Run ``batches`` through the float graph and return the statistics of what the sites observe, by statistics_key.
 
     One record a batch, merged in batch order. also: by node name, what else is to see its values, batch by batch.
-    Raises InputError where there is no batch.
+    ranks: of several processes that are all given all batches; each runs its share, and all get the statistics of them
+    all; but where ``also`` is to see them, all run all. Raises InputError where there is no batch.
     """
     recorders = {key: _Recorder(wanted) for key, wanted in wanted_statistics(sites).items()}
     observers: dict[str, list[Observer]] = {name: list(given) for name, given in (also or {}).items()}
     for recorder in recorders.values():
         observers.setdefault(recorder.wanted.node, []).append(recorder)
-    runner = _Runner(graph, observers)
+    share, runner = ALONE if also else ranks, _Runner(graph, observers)
+    shown = tqdm(images_of(batches, device_of(graph)), "calibrating", delay=1, disable=not progress, unit="batch")
+    rounds = 0
     with torch.no_grad():
-        for images in tqdm(
-            images_of(batches, device_of(graph)), "calibrating", delay=1, disable=not progress, unit="batch"
-        ):
-            runner.run(images)
-    if not runner.batches:
+        for rounds, some in enumerate(share.rounds(shown), 1):  # noqa: B007
+            if share.rank < len(some):
+                runner.run(some[share.rank])
+            _merge_round(recorders, share)
+    if not rounds:
         raise InputError("the calibration set is empty; give at least one batch of images")
     return {key: recorder.merged for key, recorder in recorders.items() if recorder.merged is not None}
+
+
+def _merge_round(recorders: Mapping[str, _Recorder], ranks: Ranks) -> None:
+    """Merge what the ranks saw in a round, in their order; a rank that had no batch left saw nothing."""
+    seen = {key: recorder.take(ranks) for key, recorder in recorders.items()}
+    for records in ranks.everyones(seen):
+        for key, record in records.items():
+            if record is not None:
+                recorders[key].merge(record)
 
 
 class Wanted(NamedTuple):
@@ -96,15 +110,25 @@ def wanted_statistics(sites: Iterable[Site]) -> dict[str, Wanted]:
 
 
 class _Recorder:
-    """Merges the statistics of each batch's values as they come."""
+    """The statistics of a batch's values, and of all batches whose records were merged."""
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
         self.merged: TensorStatistics | None = None
+        self._record: TensorStatistics | None = None
 
     def __call__(self, value: Tensor) -> None:
         _, axis, histogram, limits = self.wanted
         record = TensorStatistics.from_tensor(value, axis=axis, histogram=histogram, limits=limits).with_extremes()
+        self._record = record if self._record is None else self._record.merge(record)
+
+    def take(self, ranks: Ranks) -> TensorStatistics | None:
+        """The batch's record, once; for other ranks it comes to the CPU."""
+        record, self._record = self._record, None
+        return record if record is None or ranks.count == 1 else record.to("cpu")
+
+    def merge(self, record: TensorStatistics) -> None:
+        """Add the next batch's record."""
         self.merged = record if self.merged is None else self.merged.merge(record)
 
 
@@ -113,11 +137,7 @@ class _Runner(fx.Interpreter):
 
     def __init__(self, graph: fx.GraphModule, observers: Mapping[str, Iterable[Observer]]) -> None:
         super().__init__(graph)
-        self.observers, self.batches = observers, 0
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        self.batches += 1
-        return super().run(*args, **kwargs)
+        self.observers = observers
 
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)

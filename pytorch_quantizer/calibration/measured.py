@@ -32,6 +32,7 @@ from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.clipping import ANY_VALUES
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantization.statistics import UNLIMITED
+from pytorch_quantizer.ranks import ALONE, Ranks
 
 TENSORS_AT_ONCE = 6  # of the largest size, that correcting holds of each image: 4.1 (ResNet-18) to 5.0 (SqueezeNet)
 CORRECTION_BYTES = 8 * 2**30
@@ -44,11 +45,13 @@ def measure(
     batches: Iterable[Any] | None,
     *,
     statistics_file: str | Path | None = None,
+    ranks: Ranks = ALONE,
     progress: bool = True,
 ) -> Measured:
     """Run what batches the recipe needs through the float graph. batches: as for calibrate.images_of; None: none.
 
-    statistics_file: read instead of measuring activations where it is there already, else written.
+    statistics_file: read instead of measuring activations where it is there already, else written. ranks: as calibrate
+    has them.
     Raises InputError where images are needed and there are none, and as calibrate, load_statistics and
     save_statistics do.
     """
@@ -61,8 +64,8 @@ def measure(
             )
         asked = sites if known is None else ()
         kept = measured.keep_some(batches)
-        measured.statistics = calibrate(graph, asked, kept, also=measured.observers, progress=progress)
-    if statistics_file is not None and known is None:
+        measured.statistics = calibrate(graph, asked, kept, also=measured.observers, ranks=ranks, progress=progress)
+    if statistics_file is not None and known is None and ranks.is_first:
         save_statistics(statistics_file, measured.statistics, graph, measured.count)
     if statistics_file is not None and known is not None:
         measured.statistics, measured.was_read = known, True

@@ -4,6 +4,7 @@ Corrupt files are handled here, in the main process, so that worker processes ma
 
 import os
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from pytorch_quantizer.data.dataset import CorruptImageError, ImageDataset, Sample
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.ranks import ALONE, Ranks
 
 Batch = tuple[Tensor, Tensor]
 MOST_WORKERS = 4
@@ -65,17 +67,25 @@ class ImageLoader(DataLoader[Any]):
 
 
 def make_loader(
-    dataset: Dataset[Sample], batch_size: int, *, workers: int | None = None, limit: int | None = None
+    dataset: Dataset[Sample],
+    batch_size: int,
+    *,
+    workers: int | None = None,
+    limit: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> ImageLoader:
     """Batches of a data set in its own order; `limit` takes that many images spread evenly over it.
 
-    Spread evenly because the first N of a folder of classes would all be of one class.
+    Spread evenly because the first N of a folder of classes would all be of one class. `ranks`: of several processes,
+    each of which gets whole batches of the one order, its share.
     """
     images = len(dataset)  # type: ignore[arg-type]
     if limit is not None and limit < 1:
         raise InputError(f"limit must be at least 1 image, got {limit}")
     kept = images if limit is None else min(limit, images)
-    return ImageLoader(dataset, [i * images // kept for i in range(kept)], batch_size, workers=workers)
+    indices = [i * images // kept for i in range(kept)]
+    batches = [indices[first : first + max(batch_size, 1)] for first in range(0, kept, max(batch_size, 1))]
+    return ImageLoader(dataset, [*chain.from_iterable(ranks.share(batches))], batch_size, workers=workers)
 
 
 def calibration_loader(
