@@ -77,7 +77,7 @@ class TestCalibrate:
     def test_repeats_to_the_bit(self, placed):
         batches = [images(size, 3, 8, 8, seed=size) for size in (5, 1, 8)]
         first, again = (calibrate(*placed, batches) for _ in range(2))
-        assert all(vars(first[name]) == vars(again[name]) for name in first)
+        assert all(first[name].to_dict() == again[name].to_dict() for name in first)
 
     @pytest.mark.parametrize("threads", [1, 2])
     def test_a_statistic_does_not_depend_on_threads(self, threads):
