@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import fields
 from typing import Any, Self
 
 import torch
@@ -25,7 +25,7 @@ from pytorch_quantizer.quantization.clipping import (
 from pytorch_quantizer.quantization.histogram import Histogram
 from pytorch_quantizer.quantization.qparams import MAX_BITS, MAX_SCALE, MIN_SCALE, GridSpec
 from pytorch_quantizer.quantization.qtypes.quantizer import UNFITTED, Quantizer
-from pytorch_quantizer.quantization.statistics import TensorStatistics
+from pytorch_quantizer.quantization.statistics import MOMENTS, TensorStatistics
 from pytorch_quantizer.reference import smallest_dtype
 
 Grid = tuple[Tensor, Tensor, Tensor]  # scale, zero_point and shift of some channels, each [K]
@@ -400,8 +400,8 @@ def _whole_numbers(name: str, values: Tensor, low: int, high: int) -> Tensor:
 
 def _channels(statistics: TensorStatistics, index: Tensor) -> TensorStatistics:
     """The statistics of some of the channels."""
-    moments = {field.name: getattr(statistics, field.name) for field in fields(statistics)}
-    histogram = moments.pop("histogram")
+    moments = {name: getattr(statistics, name)[index] for name in MOMENTS}
+    histogram = statistics.histogram
     if histogram is not None:
         histogram = Histogram(*(getattr(histogram, field.name)[index] for field in fields(Histogram)))
-    return replace(statistics, **{name: value[index] for name, value in moments.items()}, histogram=histogram)
+    return TensorStatistics(**moments, histogram=histogram)
