@@ -42,7 +42,7 @@ class TestSettings:
         assert config == TrainingConfig(epochs=7, augmentation=Augmentation(flip=True))
 
     def test_the_shipped_configs_are_read(self):
-        configs = sorted((CONFIGS).glob("*"))
+        configs = sorted(path for path in CONFIGS.glob("*") if not path.name.startswith("sweep"))
         read = {path.name: command.parse(["--config", str(path)]) for path in configs}
         assert read["cifar10_resnet20.json"].download
         assert read["cifar10_resnet20_w2a2.yaml"].recipe == "w2a2_qat"
