@@ -1,0 +1,146 @@
+"""The report: which sections a page has of what was read, in which order, and what stands on top of it.
+The sections themselves are their own files', the HTML around them page.py's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from pytorch_quantizer.atomic import write_atomically
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.reports.agreement import agreement_section
+from pytorch_quantizer.reports.confusion import confusion_section
+from pytorch_quantizer.reports.costs import costs_section
+from pytorch_quantizer.reports.distributions import distributions_section
+from pytorch_quantizer.reports.layers import sensitivity_section, tensors_section
+from pytorch_quantizer.reports.methods import methods_section
+from pytorch_quantizer.reports.page import page
+from pytorch_quantizer.reports.provenance import origin_section, recipe_section
+from pytorch_quantizer.reports.section import Markup, Section
+from pytorch_quantizer.reports.sources import Material, Run
+from pytorch_quantizer.reports.table import percent, points
+from pytorch_quantizer.reports.tradeoff import tradeoff_section
+from pytorch_quantizer.reports.training import training_section
+
+Entry = TypeVar("Entry")
+
+
+def report(material: Material, title: str | None = None) -> str:
+    """The HTML of a report. Raises InputError where there is nothing to show."""
+    sections = list(sections_of(material))
+    if not sections:
+        raise InputError("nothing to report: what was given holds no run, sweep or table")
+    alone = material.runs[0] if len(material.runs) == 1 and not material.sweeps and not material.leaderboards else None
+    opening = None if alone is None else _figures(alone.record)
+    return page(title or title_of(material), sections, opening=opening)
+
+
+def write_report_page(path: Path, material: Material, title: str | None = None) -> int:
+    """Write ``report``, whole or not at all; its size in bytes. Raises InputError as it does."""
+    data = report(material, title).encode()
+    write_atomically(path, data)
+    return len(data)
+
+
+def title_of(material: Material) -> str:
+    """What a page is called unless the user says."""
+    if len(material.runs) == 1 and not material.sweeps:
+        record = material.runs[0].record
+        return f"{record['arch']} on {record['dataset']}, recipe {record['recipe'].get('name', '?')}"
+    tables = [*material.sweeps, *material.leaderboards, *material.diagnoses]
+    records = [*material.comparisons, *material.trainings]
+    names = list(dict.fromkeys([*(table.name for table in tables), *(record.name for record in records)]))
+    return ", ".join(names) if names else f"{len(material.runs)} runs"
+
+
+def sections_of(material: Material) -> Iterator[Section]:
+    """All sections, from the many to the single."""
+    for name, table in _numbered("sweep", material.sweeps):
+        yield tradeoff_section(table.rows, name, f"Sweep {table.name}: accuracy against size and bits")
+    if len(material.runs) > 1:
+        yield tradeoff_section(runs_table(material.runs), "runs", "Runs: accuracy against size and bits")
+    for name, table in _numbered("leaderboard", material.leaderboards):
+        yield methods_section(table.rows, name, f"Methods: {table.name}")
+    for name, run in _numbered("run", material.runs):
+        yield from run_sections(run, name, f"{run.name}: " if len(material.runs) > 1 else "")
+    for name, table in _numbered("diagnosis", material.diagnoses):
+        # Beside one run its layers are that run's: selecting one marks its tensors.
+        prefix = "run" if len(material.runs) == len(material.diagnoses) == 1 else name
+        yield sensitivity_section(table.rows, table.record, prefix, f"Sensitivity of layers ({table.name})")
+    for name, record in _numbered("comparison", material.comparisons):
+        yield agreement_section(record.record, name, f"Simulation, integers and runtime ({record.name})")
+    for name, record in _numbered("training", material.trainings):
+        yield training_section(record.record, name, f"Training of {record.name}")
+
+
+def _numbered(name: str, entries: Sequence[Entry]) -> Iterator[tuple[str, Entry]]:
+    """Each with a name of its own, numbered where there are several."""
+    for i, entry in enumerate(entries, 1):
+        yield name if len(entries) == 1 else f"{name}{i}", entry
+
+
+def run_sections(run: Run, prefix: str, named: str = "") -> Iterator[Section]:
+    """What one run has to show. named: what its titles begin with."""
+    record = run.record
+    yield tensors_section(run.layers, prefix, f"{named}Noise of each tensor", record.get("layers", {}).get("samples"))
+    if run.details is not None and run.details["tensors"]:
+        worst = worst_tensor(run.layers)
+        yield distributions_section(run.details, prefix, f"{named}Values, ranges and grids", worst)
+    if run.details is not None and run.details["answers"]["fp32"] is not None:
+        yield confusion_section(run.details["answers"], prefix, f"{named}Classes that suffer")
+    yield costs_section(record, prefix, f"{named}Latency and size")
+    yield recipe_section(record["recipe"], prefix, f"{named}Recipe")
+    yield origin_section(record, prefix, f"{named}Versions and machine")
+
+
+def runs_table(runs: list[Run]) -> pd.DataFrame:
+    """Several runs as the rows of a sweep."""
+    return pd.DataFrame([_run_row(run.record) for run in runs])
+
+
+def _run_row(record: dict[str, Any]) -> dict[str, Any]:
+    quantized, fp32, recipe = record["quantized"], record["fp32"], record["recipe"]
+    rates = {name: quantized[name] for name in ("top1", "agreement", "precision", "recall", "f1")}
+    named = {name: recipe.get(name, "") for name in ("weights", "activations")}
+    return {
+        **{"dataset": record["dataset"], "arch": record["arch"], "recipe": recipe.get("name", "")},
+        **named,
+        **{"seed": record.get("seed"), **rates, "fp32_top1": fp32["top1"], "size_bytes": quantized["size_bytes"]},
+        **{"fp32_size_bytes": fp32["size_bytes"], "seconds": record.get("quantizing_seconds")},
+        **{"samples": record.get("samples"), "deployable": record.get("deployable"), "error": ""},
+    }
+
+
+def worst_tensor(layers: pd.DataFrame) -> str | None:
+    """The activation that loses most by itself."""
+    rows = layers[layers["sqnr_db"].notna() & (layers["kind"] == "activation")]
+    return None if rows.empty else str(rows.sort_values("sqnr_db", kind="stable")["name"].iloc[0])
+
+
+def _figures(record: dict[str, Any]) -> Markup:
+    """The run in five figures."""
+    fp32, quantized = record["fp32"], record["quantized"]
+    change = f"{points(quantized['top1'] - fp32['top1'])} points to float32's {percent(fp32['top1'])}"
+    low, high = quantized["top1_interval"]
+    size = quantized["size_bytes"] / fp32["size_bytes"]
+    recipe = record["recipe"]
+    figures = {
+        "top-1": (percent(quantized["top1"]), change),
+        "95 % interval": (f"{100 * low:.2f} – {100 * high:.2f}", f"%, of {record['samples']} images"),
+        "same prediction": (percent(quantized["agreement"]), "as the float network"),
+        "size": (f"{size:.2f} x", f"{quantized['size_bytes']:,} bytes on disk"),
+        "bits": (
+            f"{recipe.get('weights')} / {recipe.get('activations')}",
+            f"weights / activations; {'deployable' if record.get('deployable') else 'not deployable'}",
+        ),
+    }
+    cells = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
+        for name, (value, note) in figures.items()
+    )
+    return Markup(f'<dl class="numbers">{cells}</dl>')
