@@ -146,8 +146,9 @@ def typed(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    kinds = {name: kind for name, (kind, _) in COLUMNS.items()}
-    return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    # Python reads floats to the last bit, pandas not everywhere: they come as text, and `typed` makes floats of them.
+    kinds = {name: "string" if kind == "float64" else kind for name, (kind, _) in COLUMNS.items()}
+    return pd.read_csv(path, dtype=kinds, keep_default_na=False, na_values=[""])
 
 
 def _as_rows(table: pd.DataFrame) -> list[dict[str, Any]]:

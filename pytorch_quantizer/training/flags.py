@@ -56,4 +56,4 @@ def _underscored(argument: str) -> str:
 def _without_comments(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_comments(inner) for key, inner in value.items() if not str(key).startswith("_")}
-    return value
+    return [_without_comments(inner) for inner in value] if isinstance(value, list) else value
