@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 import jsonargparse
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.ranks import is_one_of_several
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Given = TypeVar("Given", bound="DataclassInstance")
+SHARED = ("run_inference.py", "pq run")  # what torchrun may start in several processes
 INTERRUPTED = 130  # the exit code of what Ctrl-C stops: 128 + SIGINT
 
 
@@ -76,6 +78,8 @@ def run(script: str, main: Callable[[], int | None]) -> None:
     A user's mistake, or Ctrl-C, is one line on stderr and an exit code, a bug its traceback.
     """
     try:
+        if is_one_of_several() and script not in SHARED:
+            raise InputError("this command runs in one process: start it without torchrun")
         if code := main():
             sys.exit(code)
     except (InputError, argparse.ArgumentError, jsonargparse.ArgumentError) as error:

@@ -18,6 +18,10 @@ and layers.html (the same as a picture) into the output folder.
       --max-memory 1GiB --resume FOLDER
       rounding and steps learned block by block; stopped, the same command goes on behind the last finished block
 
+  torchrun --nproc-per-node 4 scripts/run_inference.py --data DIR --arch resnet50
+      four processes, each on a GPU of its own where there are any, share calibration's and evaluation's batches and
+      come to the numbers that one has; what is learned is learned by the first
+
   pq run --recipe w8a8 --save digits.safetensors --export-onnx digits.onnx
       and the quantized model as files to take along: packed, and to run in integers
 
@@ -33,10 +37,11 @@ import jsonargparse
 
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
-from pytorch_quantizer.experiments.inference import InferenceConfig, resolved, run_inference
+from pytorch_quantizer.experiments.inference import Inference, InferenceConfig, infer, resolved, result_of
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.report import result_table, write_report
 from pytorch_quantizer.experiments.resources import Resources
+from pytorch_quantizer.ranks import joined_ranks
 
 MEANING = {
     "imagenet": "folders named by ImageNet's wnids",
@@ -47,7 +52,10 @@ MEANING = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the flags, run the job, print the table, write the report and the files that were asked for."""
+    """Read the flags, run the job, print the table, write the report and the files that were asked for.
+
+    Of several processes that torchrun started, all share the job, and the first prints and writes.
+    """
     flags = vars(parser().parse_args(arguments))
     asked = from_flags(InferenceConfig, flags)
     recipe, config = recipe_from(flags), resolved(asked)
@@ -58,9 +66,17 @@ def main(arguments: list[str] | None = None) -> None:
     if asked.dataset is None and asked.data is not None:
         print(f"{asked.data} holds {MEANING[config.dataset]}: --dataset {config.dataset}")
     folder = config.output or Path("results") / f"{config.dataset}_{config.arch}_{recipe.name}"
-    result = run_inference(replace(config, output=folder), recipe, resources)
+    with joined_ranks() as ranks:
+        done = infer(replace(config, output=folder), recipe, resources, ranks)
+        if ranks.is_first:
+            _report(done, folder, files, summary=flags["summary"])
+
+
+def _report(done: Inference, folder: Path, files: ModelFiles, *, summary: bool) -> None:
+    """Time and measure what was evaluated, print it and write it."""
+    result = result_of(done)
     write_report(result, folder)
-    if flags["summary"]:
+    if summary:
         print(result.model.summary(), end="\n\n")
     print(result_table(result.record))
     _print_notes(result.record, folder)

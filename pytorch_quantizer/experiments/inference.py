@@ -14,8 +14,10 @@ import pandas as pd
 from torch import Tensor, nn
 
 from pytorch_quantizer.atomic import require_writable
+from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.data import (
     ImageDataset,
+    ImageLoader,
     calibration_loader,
     has_split,
     infer_dataset,
@@ -34,11 +36,13 @@ from pytorch_quantizer.evaluation import (
     latency_by_batch,
     measure_layers,
 )
+from pytorch_quantizer.experiments.rank_quantizing import quantized_by
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import quantize
+from pytorch_quantizer.ranks import ALONE, Ranks, device_of_rank
 
 LATENCY_IMAGES = 32  # of the larger batch that is timed; the other is one image
 LAYER_IMAGES = 16  # every tensor of them is held in memory at once, of two models
@@ -102,63 +106,121 @@ class InferenceResult:
     details: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Inference:
+    """A network quantized and evaluated, before anything of it is timed or drawn.
+
+    test, calibration: the images; split: where the latter come from. drawn: the batches that ranges come from.
+    seconds: that quantizing took.
+    """
+
+    config: ResolvedConfig
+    test: ImageDataset
+    calibration: ImageDataset
+    split: str
+    drawn: ImageLoader
+    model: nn.Module
+    quantized: QuantizedModel
+    evaluation: Evaluation
+    seconds: float
+
+
 def run_inference(config: InferenceConfig, recipe: Recipe, resources: Resources = DEFAULT_RESOURCES) -> InferenceResult:
     """Quantize and evaluate. Raises InputError for whatever in ``config`` or ``recipe`` can't be carried out.
 
     resources: of learning, where the recipe asks for it. Nothing else is written; but an output folder that can't be
     written to is noticed before the work, not after it.
     """
+    return result_of(infer(config, recipe, resources))
+
+
+def infer(
+    config: InferenceConfig, recipe: Recipe, resources: Resources = DEFAULT_RESOURCES, ranks: Ranks = ALONE
+) -> Inference:
+    """``run_inference`` as far as several processes can share it; each ends with the same numbers.
+
+    What is learned is learned by the first alone. Raises InputError as ``run_inference`` does.
+    """
     config = resolved(config)
-    device = choose_device(config.device)
-    test, calibration, source = load_images(config)
+    device = choose_device(device_of_rank(config.device))
+    test, calibration, split = load_images(config)
     model = load_model(config, test).to(device)
     if config.output is not None:
         require_writable(config.output / "result.json")
-    batches = calibration_loader(
-        calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed
-    )
+    drawn = calibration_loader(calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed)
     start = time.perf_counter()
-    quantized = quantize(
-        model,
-        recipe,
-        batches,
-        statistics_file=config.statistics_file,
-        strict=config.strict,
-        max_memory=resources.memory_bytes,
-        resume=resources.resume,
-    )
+    quantized = _quantized(model, recipe, drawn, config, resources, ranks)
     seconds = time.perf_counter() - start
     evaluation = evaluate(
-        quantized, make_loader(test, config.batch_size, limit=config.limit), reference=model, device=device
+        quantized,
+        make_loader(test, config.batch_size, limit=config.limit, ranks=ranks),
+        reference=model,
+        device=device,
+        ranks=ranks,
+        progress=ranks.is_first,
     )
-    images = next(iter(batches))[0].to(device)
+    for images in (test, calibration):
+        images.skipped[:] = dict.fromkeys(path for skipped in ranks.everyones(images.skipped) for path in skipped)
+    return Inference(config, test, calibration, split, drawn, model, quantized, evaluation, seconds)
+
+
+def result_of(done: Inference) -> InferenceResult:
+    """What is timed and measured tensor by tensor, beside what was evaluated."""
+    config, quantized, device = done.config, done.quantized, device_of(done.model)
+    images = next(iter(done.drawn))[0].to(device)
+    measured = images[:LAYER_IMAGES]
     record = {
         "dataset": config.dataset,
         "arch": config.arch,
-        "samples": evaluation.samples,
+        "samples": done.evaluation.samples,
         "seed": config.seed,
-        "deployable": recipe.deployable,
-        "quantizing_seconds": seconds,
-        "recipe": asdict(recipe),
+        "deployable": quantized.recipe.deployable,
+        "quantizing_seconds": done.seconds,
+        "recipe": asdict(quantized.recipe),
         "calibration": {
             "samples": quantized.calibration_images,
-            "split": None if quantized.statistics_read else source,
+            "split": None if quantized.statistics_read else done.split,
             "statistics_file": str(config.statistics_file) if quantized.statistics_read else None,
         },
-        "skipped_images": list(dict.fromkeys([*test.skipped, *calibration.skipped])),
-        **_both(model, quantized, evaluation, images),
+        "skipped_images": list(dict.fromkeys([*done.test.skipped, *done.calibration.skipped])),
+        **_both(done.model, quantized, done.evaluation, images),
         "versions": versions(),
         "machine": machine(device),
+        "layers": {"samples": len(measured), "split": done.split},
     }
-    measured = images[:LAYER_IMAGES]
-    record["layers"] = {"samples": len(measured), "split": source}
-    layers = measure_layers(quantized, model, measured)
+    layers = measure_layers(quantized, done.model, measured)
     details = {
         "tensors": layers.distributions,
         "batches": {name: ends.tolist() for name, ends in quantized.batch_extremes.items()},
-        "answers": count_answers(evaluation, test.class_names),
+        "answers": count_answers(done.evaluation, done.test.class_names),
     }
     return InferenceResult(record, layers.table, quantized, images[:LATENCY_IMAGES], details)
+
+
+def _quantized(
+    model: nn.Module,
+    recipe: Recipe,
+    batches: ImageLoader,
+    config: ResolvedConfig,
+    resources: Resources,
+    ranks: Ranks,
+) -> QuantizedModel:
+    """The network quantized by all ranks together, or where it is learned by the first, for all."""
+
+    def made(by: Ranks) -> QuantizedModel:
+        return quantize(
+            model,
+            recipe,
+            batches,
+            statistics_file=config.statistics_file,
+            strict=config.strict,
+            max_memory=resources.memory_bytes,
+            resume=resources.resume,
+            ranks=by,
+            progress=ranks.is_first,
+        )
+
+    return quantized_by(ranks, model, recipe, made)
 
 
 def resolved(config: InferenceConfig) -> ResolvedConfig:
