@@ -30,6 +30,7 @@ SILENT = (
     *("atomic.py", "command_line.py", "commands", "logbook", "sweeps", "training"),
     *("experiments/leaderboard.py", "experiments/leaderboard_picture.py", "experiments/trained_cell.py"),
     *("experiments/ablation.py", "experiments/cells.py", "experiments/report.py", "experiments/sensitivity_report.py"),
+    *("experiments/model_files.py", "experiments/quantizing.py", "experiments/speed.py"),
     # Rows, weights and images are in the cells' keys.
     *(f"experiments/reproduce{part}.py" for part in ("", "_command", "_text", "_weights")),
 )

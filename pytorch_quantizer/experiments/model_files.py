@@ -15,6 +15,7 @@ from pytorch_quantizer.export.checkpoint import save
 from pytorch_quantizer.export.onnx import NEEDED, export_onnx
 from pytorch_quantizer.export.onnx_packages import package
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_report
+from pytorch_quantizer.export.onnx_types import check_weight_type
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 
@@ -26,9 +27,17 @@ class ModelFiles:
     export_onnx: Path | None = field(
         default=None, metadata={"help": "write it as ONNX there, and time what ONNX Runtime makes of it"}
     )
+    weight_type: str = field(
+        default="auto", metadata={"help": "in the ONNX file, of weights of 8 bits and fewer: auto, int8 or uint8"}
+    )
+    storage: bool = field(
+        default=False,
+        metadata={"help": "in the ONNX file weights of 4 bits and fewer as INT4: smaller, not in integers"},
+    )
 
     def check(self) -> None:
         """Raise InputError now where ``write`` would after the work: a path can't be written, a package is missing."""
+        check_weight_type(self.weight_type)
         for path in (self.save, self.export_onnx):
             if path is not None:
                 require_writable(path)
@@ -43,7 +52,8 @@ class ModelFiles:
             save(model, self.save)
             lines.append(f"{self.save}: {self.save.stat().st_size:,} bytes, packed checkpoint")
         if self.export_onnx is not None:
-            lines.append(str(export_onnx(model, self.export_onnx, images)))
+            written = export_onnx(model, self.export_onnx, images, weight_type=self.weight_type, storage=self.storage)
+            lines.append(str(written))
             lines.append(str(operator_report(self.export_onnx)))
             running = {"ONNX": OnnxRuntimeModel(self.export_onnx)}
             timed = latency_by_batch(running, images.cpu(), sorted({1, len(images)}))

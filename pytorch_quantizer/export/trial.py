@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
 from typing import TypeVar
 
 import torch
@@ -20,7 +22,8 @@ def first_run(run: Callable[[Tensor], Result], images: Tensor, whose: str) -> Re
     whose: images they are, for people. Raises InputError where it can't run on their shape.
     """
     try:
-        return run(images)
+        with redirect_stderr(StringIO()):  # torch.fx prints where in its generated code an error came up
+            return run(images)
     except InputError:
         raise
     except (RuntimeError, ValueError, IndexError) as error:  # what a shape that doesn't fit makes a layer raise

@@ -1,0 +1,57 @@
+"""A run's float network and the quantized one, with the images that ranges came from, and no evaluation.
+Evaluated they are by inference.py and comparison.py, timed by speed.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pytorch_quantizer.data import calibration_loader, make_loader
+from pytorch_quantizer.environment import choose_device
+from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.resources import Resources
+from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantize import quantize
+
+DEFAULT_RESOURCES = Resources()
+
+
+@dataclass(frozen=True)
+class Networks:
+    """model: in float. quantized: the same, simulated. images: the first calibration batch, [N, C, H, W]."""
+
+    model: nn.Module
+    quantized: QuantizedModel
+    images: Tensor
+
+
+def quantize_network(config: InferenceConfig, recipe: Recipe, resources: Resources = DEFAULT_RESOURCES) -> Networks:
+    """Quantize as run_inference does. Raises InputError for what in ``config`` or ``recipe`` can't be carried out."""
+    config = resolved(config)
+    device = choose_device(config.device)
+    test, calibration, _ = load_images(config)
+    model = load_model(config, test).to(device)
+    batches = calibration_loader(
+        calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed
+    )
+    quantized = quantize(
+        model,
+        recipe,
+        batches,
+        statistics_file=config.statistics_file,
+        strict=config.strict,
+        max_memory=resources.memory_bytes,
+        resume=resources.resume,
+    )
+    return Networks(model, quantized, next(iter(batches))[0].to(device))
+
+
+def some_images(config: InferenceConfig) -> Tensor:
+    """Test images as the network sees them, [N, C, H, W], N at most a batch."""
+    config = resolved(config)
+    test, *_ = load_images(config)
+    images: Tensor = next(iter(make_loader(test, config.batch_size, limit=min(config.batch_size, len(test)))))[0]
+    return images
