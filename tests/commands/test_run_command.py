@@ -117,12 +117,12 @@ class TestModelFiles:
     @pytest.mark.parametrize("flag", ["--save", "--export-onnx"])
     def test_a_path_that_cannot_be_written_is_noticed_before_the_work(self, flag, capsys, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("in the way")
-        monkeypatch.setattr(command, "run_inference", lambda *_: pytest.fail("work was done"))
+        monkeypatch.setattr(command, "infer", lambda *_: pytest.fail("work was done"))
         assert str(tmp_path / "file" / "m") in failing_line(command, capsys, flag, tmp_path / "file" / "m")
 
     def test_a_missing_package_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        monkeypatch.setattr(command, "run_inference", lambda *_: pytest.fail("work was done"))
+        monkeypatch.setattr(command, "infer", lambda *_: pytest.fail("work was done"))
         assert "onnxruntime is missing" in failing_line(command, capsys, "--export-onnx", tmp_path / "m.onnx")
 
 
