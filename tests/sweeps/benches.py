@@ -4,6 +4,8 @@ import os
 import signal
 import time
 
+import torch
+
 from pytorch_quantizer.experiments.inference import ResolvedConfig
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.sweeps.bench import Measured
@@ -14,8 +16,8 @@ FIGURES = {"top1": 0.5, "seconds": 0.0, "error": "", "code": "c"}
 
 
 def task(name: str, seed: int = 0) -> Task:
-    """A task whose key is its recipe's name."""
-    return Task(name, Point(ResolvedConfig(seed=seed), Recipe(name=name)))
+    """A task of a recipe of that name."""
+    return Task(f"{name} {seed}", Point(ResolvedConfig(seed=seed), Recipe(name=name)))
 
 
 class Obedient:
@@ -28,9 +30,11 @@ class Obedient:
             if file:
                 open(file, "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
-        if what == "sleeps":
-            time.sleep(600)
+        time.sleep({"sleeps": 600, "naps": 0.2}.get(what, 0))
         row = point.columns() | FIGURES | {"settings": str(os.getpid())}
+        if what == "tells":
+            ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+            row["settings"] = f"{torch.get_num_threads()} threads, SIGINT {'ignored' if ignored else 'heard'}"
         return Measured(row | ({"error": "it fails"} if what == "fails" else {}), 0.0)
 
 

@@ -7,7 +7,7 @@ from pytorch_quantizer.sweeps.tasks import Waiting
 
 def test_in_order():
     waiting = Waiting([task("a"), task("b")], tries=2)
-    assert [waiting.take().key for _ in range(2)] == ["a", "b"]
+    assert [waiting.take().key for _ in range(2)] == ["a 0", "b 0"]
     assert not waiting
 
 
@@ -15,13 +15,13 @@ def test_a_lost_one_comes_again_until_its_tries_are_over():
     waiting = Waiting([task("a"), task("b")], tries=3)
     for _ in range(2):
         first = waiting.take()
-        assert first.key == "a"
+        assert first.key == "a 0"
         assert waiting.lost(first, "it went") is None
     outcome = waiting.lost(waiting.take(), "it went")
-    assert outcome.task.key == "a"
+    assert outcome.task.key == "a 0"
     assert outcome.measured.row["error"].startswith("WorkerDied: it went, 3 times; ")
     assert outcome.measured.row["recipe"] == "a"
-    assert waiting.take().key == "b"
+    assert waiting.take().key == "b 0"
     assert not waiting
 
 
