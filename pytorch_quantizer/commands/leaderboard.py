@@ -48,7 +48,7 @@ from pytorch_quantizer.experiments.leaderboard import (
     recipe_of,
 )
 from pytorch_quantizer.experiments.leaderboard_picture import leaderboard_picture
-from pytorch_quantizer.experiments.trained_cell import measure_trained
+from pytorch_quantizer.experiments.trained_cell import measure_trained, trained_key
 from pytorch_quantizer.models import default_preprocessing
 
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
@@ -95,9 +95,12 @@ def main(arguments: list[str] | None = None) -> int:
     store = CellStore(folder / "cells", any_code=flags["any_code"])
     rows: list[dict[str, Any]] = []
     for config in configs:
-        for row in measured(config, store, seeds, [*product(residuals, settings, methods)], flags["epochs"]):
+        places = [*product(residuals, settings, methods)]
+        for row in measured(config, store, seeds, places, flags["epochs"], kept_only=flags["kept_only"]):
             rows.append(row)
             write_tables(rows, folder, note_of(given, config))
+    if not rows:
+        raise InputError(f"--kept-only: {folder / 'cells'} holds none of these cells; leave it out to compute them")
     failed = sum(bool(row["error"]) for row in rows)
     print((folder / "leaderboard.md").read_text(encoding="utf-8"))
     print(f"wrote {', '.join(str(folder / name) for name in FILES)}" + (f"; {failed} cells failed" if failed else ""))
@@ -113,6 +116,9 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument("--residual", default="narrow", help=f"{', '.join(RESIDUALS)}, or both with a comma")
     made.add_argument("--epochs", type=int, default=20, help=f"of {', '.join(TRAINED)}, on the training split")
     made.add_argument("--any-code", action="store_true", help="keep cells that another version of the code computed")
+    made.add_argument(
+        "--kept-only", action="store_true", help="compute nothing: the table of those cells that are there"
+    )
     add_flags(made, Config, "what to run")
     return made
 
@@ -145,8 +151,10 @@ def measured(
     seeds: Sequence[int],
     places: Sequence[tuple[str, Setting, str]],
     epochs: int,
+    *,
+    kept_only: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a network as they come, seed by seed; prints each."""
+    """The rows of a network as they come, seed by seed; prints each. kept_only: those that need no computing."""
     fp32 = None
     for seed in seeds:
         network = Network(replace(config, seed=seed), store)
@@ -154,7 +162,25 @@ def measured(
             fp32 = network.measure(None)
             print(f"{config.arch} float32 {fp32['top1']:.2%}", flush=True)
         for residual, setting, method in places:
-            yield measure_cell(network, Cell(method, setting, residual, seed), fp32, epochs)
+            cell = Cell(method, setting, residual, seed)
+            if not kept_only or is_kept(network, cell, epochs):
+                yield measure_cell(network, cell, fp32, epochs)
+
+
+def is_kept(network: Network, cell: Cell, epochs: int) -> bool:
+    """Whether a cell was computed before."""
+    try:
+        recipe = recipe_of(*cell)
+        trained = cell.method in TRAINED
+        key = trained_key(network, recipe, epochs, trained_in(network)) if trained else network.key_of(recipe)
+    except InputError:  # of a method that can't have these widths
+        return False
+    return network.store.read(key) is not None
+
+
+def trained_in(network: Network) -> Path:
+    """Where what training keeps lies."""
+    return network.store.folder / "trained"
 
 
 def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int) -> dict[str, Any]:
@@ -166,9 +192,8 @@ def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int
     try:
         recipe = recipe_of(*cell)
         row |= policy(recipe)
-        folder = network.store.folder / "trained"
         trained = cell.method in TRAINED
-        found = measure_trained(network, recipe, epochs, folder) if trained else network.measure(recipe)
+        found = measure_trained(network, recipe, epochs, trained_in(network)) if trained else network.measure(recipe)
         row |= {name: found[name] for name in ("top1", "samples")} | {"seconds": found["quantizing_seconds"]}
         told = f"{found['top1']:7.2%}  ({'kept' if found['kept'] else str(found['seconds']) + ' s'})"
     except Exception as error:  # whatever it is: a table of hours goes on, and the row says it

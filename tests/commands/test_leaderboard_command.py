@@ -56,6 +56,21 @@ def test_a_table_and_a_picture_beside_it(unbroken):
     assert "<html" in (unbroken[0] / "leaderboard.html").read_text()
 
 
+class TestKeptOnly:
+    def test_the_table_of_what_is_there(self, unbroken, computed):
+        folder, (_, table) = unbroken
+        code, found = start(folder, "--kept-only", "--methods", "mse,second order,qat", "--seeds", "1,2")
+        assert (code, computed) == (0, [])
+        wanted = table[(table["method"] == "second order") & (table["seed"] == 1)]
+        assert found.to_dict("records") == wanted.to_dict("records")
+        start(folder)  # the others are still there
+        assert computed == []
+
+    def test_nothing_there_is_said(self, unbroken):
+        with pytest.raises(InputError, match=r"--kept-only: .*cells holds none of these cells"):
+            start(unbroken[0], "--kept-only", "--methods", "mse")
+
+
 class TestResumed:
     def test_nothing_is_computed_again(self, unbroken, computed):
         folder, (_, table) = unbroken
