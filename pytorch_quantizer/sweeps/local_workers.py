@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.sweeps.bench import Bench
@@ -136,6 +137,7 @@ def _serve(pipe: Connection, number: int, threads: int, make_bench: Callable[[],
     """What a worker does until its pipe is closed, or its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    tqdm.set_lock(threading.RLock())  # its own is shared by processes, and one that is killed leaves it behind
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import socket
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ from pytorch_quantizer.sweeps.bench import Bench, Measured
 from pytorch_quantizer.sweeps.tasks import Outcome, Task, Waiting
 
 TRIES = 4  # of a point whose worker dies: nodes come and go, and a point may meet several that go
+PATIENCE = 10  # seconds until an address must answer
 AHEAD = 4  # tasks a slot that Ray is given before it asks: a cluster that grows sees that there is work
 
 
@@ -89,12 +91,20 @@ def _connect(address: str) -> None:
     import ray
 
     try:
+        _check_answers(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError, TimeoutError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise InputError(
             f"--ray {address}: can't reach a Ray cluster ({first_line(error)}); start one by ray start --head, "
             "or give auto, local, or HOST:PORT"
         ) from error
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdecimal() and host and "/" not in host:
+        socket.create_connection((host, int(port)), PATIENCE).close()
 
 
 def _check_fits(ray: Any, needs: dict[str, float]) -> None:
