@@ -36,7 +36,7 @@ def help_of(name: str) -> str:
     module = importlib.import_module(f"{pq_command.PACKAGE}.commands.{pq_command.module_name(name)}")
     with mock.patch.dict(os.environ, {"COLUMNS": COLUMNS}):
         text: str = module.parser().format_help()
-    return text.replace(str(Path.home()), "~").rstrip()
+    return text.rstrip()
 
 
 def recipe_fields() -> str:

@@ -78,12 +78,16 @@ class TestGenerated:
         for row in rows:
             name, settings = re.fullmatch(r"\| `(\w+)` \| (.*) \|", row).groups()
             given = "\n".join(re.findall(r"`([^`]+)`", settings))
-            assert pq.Recipe(name=name, **(yaml.safe_load(given) or {})) == pq.Recipe.load(name)
+            changed = yaml.safe_load(given) or {}
+            assert pq.Recipe(name=name, **changed) == pq.Recipe.load(name)
+            assert {field: value for field, value in changed.items() if getattr(pq.Recipe(), field) == value} == {}
 
     def test_every_number_type(self, generated, entries):
         page = generated.on_page_markdown("<!-- number types -->")
         assert [name for name in NUMBER_TYPES if f"| `{name}` |" not in page] == []
-        assert set(REFERENCE.findall(page)) <= set(entries)
+        linked = REFERENCE.findall(page)
+        assert len(linked) == len(NUMBER_TYPES)
+        assert set(linked) <= set(entries)
 
     @pytest.mark.parametrize("name", pq_command.available())
     def test_every_commands_help(self, generated, name):
