@@ -30,7 +30,9 @@ import jsonargparse
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.logbook import LogFlags, open_logbooks
 from pytorch_quantizer.sweeps.local_workers import LocalWorkers
+from pytorch_quantizer.sweeps.logged import log_row
 from pytorch_quantizer.sweeps.plan import read_plan
 from pytorch_quantizer.sweeps.point import Point
 from pytorch_quantizer.sweeps.ray_workers import RayWorkers, require_ray
@@ -60,10 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
     where, file = from_flags(Where, flags), Path(flags["file"])
     given = {entry.name: flags[entry.name] for entry in fields(Settings) if entry.name in flags}
     make_workers = workers_of(where)
+    logbooks = open_logbooks(from_flags(LogFlags, flags), f"pytorch_quantizer sweep {file.stem}")
     points = on_device(read_plan(file, given)[1], where)
     folder = flags["output"] or Path("results") / file.stem
     rerun = Rerun(failed=flags["retry_failed"], any_code=flags["any_code"])
-    summary = run_sweep(points, folder, make_workers, rerun=rerun, told=_tell)
+    summary = run_sweep(
+        points, folder, make_workers, rerun=rerun, told=_tell, logged=lambda row: log_row(logbooks, row)
+    )
     _conclude(summary, where, folder)
     return int(summary.failed + summary.kept_failed > 0)
 
@@ -76,6 +81,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument("--retry-failed", action="store_true", help="measure points again whose rows hold an error")
     made.add_argument("--any-code", action="store_true", help="keep rows that another version of the code measured")
     add_flags(made, Where, "where to measure")
+    add_flags(made, LogFlags, "rows written down elsewhere too, a run each")
     add_flags(made, Settings, "settings of all points (default: as the file's settings say)", optional=True)
     return made
 

@@ -20,7 +20,8 @@ from pytorch_quantizer.training import __file__ as training_package
 
 SETTINGS: dict[str, Any] = {"batch_size": 128, "learning_rate": 0.01, "warmup_epochs": 1.0, "ema": 0.98}
 AUGMENTED = {"cifar10": Augmentation(shift=4, flip=True), "imagenet": Augmentation(flip=True)}
-PLACES = ("data", "output", "workers", "checkpoint", "recipe")  # of a config, what doesn't decide what comes out
+# Of a config, what doesn't decide what comes out.
+PLACES = ("data", "output", "workers", "checkpoint", "recipe", "tensorboard", "mlflow")
 
 
 def measure_trained(network: Network, recipe: Recipe, epochs: int, folder: Path) -> dict[str, Any]:

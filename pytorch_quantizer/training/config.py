@@ -94,9 +94,11 @@ class TrainingConfig:
         device: where to train; the GPU if one works, unless said otherwise.
         qat: what is particular to training with a recipe.
         output: the safetensors file to write, runs/<dataset>_<arch>.safetensors unless given, with a recipe
-            runs/<dataset>_<arch>_<recipe>.safetensors; what was measured goes beside it, ending in .json, and while
-            it trains what it needs to go on, after each epoch, ending in .state.safetensors.
+            runs/<dataset>_<arch>_<recipe>.safetensors; what was measured goes beside it, ending in .json, and of each
+            epoch in .epochs.csv; while it trains also what it needs to go on, ending in .state.safetensors.
         workers: loader processes; chosen by the data set unless given.
+        tensorboard: folder for TensorBoard's event files: loss and scores of each epoch (extra [tensorboard]).
+        mlflow: tracking URI of MLflow, sqlite:///FILE or a server's, for the same (extra [mlflow]).
         threads: CPU threads; torch's own choice unless given. Results repeat for equal counts.
 
     """
@@ -126,6 +128,8 @@ class TrainingConfig:
     qat: Qat = field(default_factory=Qat)
     output: Path | None = None
     workers: int | None = None
+    tensorboard: Path | None = None
+    mlflow: str | None = None
     threads: int | None = None
 
     def __post_init__(self) -> None:
@@ -165,6 +169,11 @@ def weights_path(config: TrainingConfig) -> Path:
 def best_path(config: TrainingConfig) -> Path:
     """Give the file that the best epoch's weights go to."""
     return weights_path(config).with_suffix(".best.safetensors")
+
+
+def epochs_path(config: TrainingConfig) -> Path:
+    """Give the table of what was measured after each epoch."""
+    return weights_path(config).with_suffix(".epochs.csv")
 
 
 def state_path(config: TrainingConfig) -> Path:

@@ -24,7 +24,8 @@ from pytorch_quantizer.models import create_model
 from pytorch_quantizer.training.config import TrainingConfig, state_path
 from pytorch_quantizer.training.pupil import Pupil
 
-ELSEWHERE = ("data", "download", "workers", "resume", "output")  # settings that don't decide what comes out
+# Settings that don't decide what comes out.
+ELSEWHERE = ("data", "download", "workers", "resume", "output", "tensorboard", "mlflow")
 RANDOM, CUDA_RANDOM = "random_state", "cuda_random_state"  # of torch's own generators, which dropout draws from
 
 

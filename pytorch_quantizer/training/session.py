@@ -23,9 +23,11 @@ from pytorch_quantizer.data.download import download
 from pytorch_quantizer.environment import choose_device, machine, versions
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import Evaluation, evaluate
+from pytorch_quantizer.logbook import LogFlags, open_logbooks
 from pytorch_quantizer.models import default_preprocessing
 from pytorch_quantizer.training.augmentation import augment
 from pytorch_quantizer.training.config import TrainingConfig, best_path, state_path, weights_path
+from pytorch_quantizer.training.epoch_log import EXPERIMENT, EpochLog, log_training
 from pytorch_quantizer.training.pupil import Pupil, make_pupil
 from pytorch_quantizer.training.saved import load_state, load_weights, save_state, save_weights
 
@@ -53,6 +55,7 @@ def train(config: TrainingConfig, *, progress: bool = True) -> dict[str, Any]:
     """
     start = time.perf_counter()
     require_writable(weights_path(config))
+    logbooks = open_logbooks(LogFlags(config.tensorboard, config.mlflow), EXPERIMENT)
     with _repeatable(config):
         if config.download:
             download(config.dataset, config.data)
@@ -60,7 +63,7 @@ def train(config: TrainingConfig, *, progress: bool = True) -> dict[str, Any]:
         training, validation = split_validation(data, config.validation_fraction, config.seed)
         pupil = make_pupil(config, data, training, progress)
         session = Session(config, pupil, data, training, validation, load_state(config, pupil), progress)
-        _run_epochs(session)
+        _run_epochs(session, log_training(config, session.history, logbooks))
         network = _chosen(session)
         measured = evaluate(network, make_loader(test, config.batch_size, workers=config.workers), progress=progress)
         report = _report(session, measured, time.perf_counter() - start)
@@ -75,7 +78,7 @@ def split_validation(data: ImageDataset, fraction: float, seed: int) -> tuple[Su
     return Subset(data, order[kept_out:]), Subset(data, order[:kept_out]) if kept_out else None
 
 
-def _run_epochs(session: Session) -> None:
+def _run_epochs(session: Session, log: EpochLog) -> None:
     config, history = session.config, session.history
     bar = tqdm(total=config.epochs, initial=len(history), desc="train", unit="epoch", disable=not session.progress)
     with bar:
@@ -86,8 +89,10 @@ def _run_epochs(session: Session) -> None:
                 record["validation"] = _validate(session, session.validation)
             history.append(record)
             save_state(config, session.pupil, history)
+            log.add(record)
             bar.set_postfix(_shown(record))
             bar.update()
+    log.finish()
 
 
 def train_epoch(session: Session) -> float:

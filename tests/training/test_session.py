@@ -40,6 +40,7 @@ class TestRun:
         create_model("resnet20", checkpoint=config.output)
         assert sorted(path.name for path in config.output.parent.iterdir()) == [
             "model.best.safetensors",
+            "model.epochs.csv",
             "model.json",
             "model.safetensors",
         ]
