@@ -4,20 +4,21 @@ Weights keep their codes, so that it can follow whatever chose them; training th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Generator, Tensor, fx, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from pytorch_quantizer.calibration.learned_steps import LearnedStep
+from pytorch_quantizer.calibration.lesson import Lesson, block_outputs, mirrored
 from pytorch_quantizer.calibration.trainable import LearnedLayer, make_trainable, write_back
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -45,26 +46,32 @@ def tune(
     epochs: int = 10,
     learning_rate: float = 0.01,
     batch_size: int = 32,
+    block_weight: float = 0.0,
+    mirror: bool = False,
     seed: int = 0,
     progress: bool = True,
 ) -> Tuned:
     """Learn every weight's scale, every bias and every activation's step by distillation from ``graph``, in place.
 
     graph: the folded float network. batches: images [N, …] of one size. Adam lessens the squared distance of the
-    outputs (logits), its rate, relative to the size of what is learned, falling along a cosine. One image of HELD_OUT,
-    drawn by the seed, is held out: the epoch that is best on these is taken, and none where the model, as it is
-    stored, didn't gain. Repeats to the bit for equal thread counts.
-    Raises InputError for images that are too few or of several sizes.
+    outputs (logits), and with ``block_weight`` also of the blocks' outputs (reconstruction's blocks), its rate,
+    relative to the size of what is learned, falling along a cosine. mirror: images are turned left to right half of
+    the time. One image of HELD_OUT, drawn by the seed, is held out: the epoch that is best on these, by the outputs
+    alone, is taken, and none where the model, as it is stored, didn't gain. Repeats to the bit for equal thread counts.
+    Raises InputError for images that are too few or of several sizes, and for mirroring what isn't [N, C, H, W].
     """
     images, held = _split(batches, seed)
+    if mirror and images.dim() != 4:
+        raise InputError(f"tuning_mirror is for images [N, C, H, W], got {list(images.shape)}: leave it out")
     with repeatable_kernels():
-        lesson, test = _Lesson(graph, images, batch_size), _Lesson(graph, held, batch_size)
+        lesson = Lesson(graph, block_outputs(model, graph), block_weight)
         learned = make_trainable(model)
-        passes = _learn(learned, lesson, epochs, learning_rate, seed)
-        learned.load_state_dict(_best(learned, test, tqdm(passes, "tuning", epochs, leave=False, disable=not progress)))
+        passes = _learn(learned, lesson, images, _Course(epochs, learning_rate, batch_size, mirror, seed))
+        bar = tqdm(passes, "tuning", epochs, leave=False, disable=not progress)
+        learned.load_state_dict(_best(learned, partial(lesson.distance, images=held, batch_size=batch_size), bar))
         trial = deepcopy(model)
         write_back(learned, trial)
-        before, after = test.distance(model), test.distance(trial)
+        before, after = (lesson.distance(network, held, batch_size) for network in (model, trial))
         if after < before:
             write_back(learned, model)
     return Tuned(before, after, after < before)
@@ -81,38 +88,23 @@ def repeatable_kernels() -> Iterator[None]:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
-class _Lesson:
-    """Images [N, …], and what the float network gives for them."""
-
-    def __init__(self, graph: nn.Module, images: Tensor, batch_size: int) -> None:
-        self.images, self.batch_size = images, batch_size
-        with torch.no_grad():
-            batches = [_tensors(graph(part.clone())) for part in images.split(batch_size)]
-        self.wanted = [torch.cat(parts) for parts in zip(*batches, strict=True)]
-
-    def loss(self, model: nn.Module, which: Tensor) -> Tensor:
-        """Mean squared difference of the outputs for some images, in units of the outputs' mean square."""
-        losses = [
-            (output - wanted[which]).square().mean() / wanted.square().mean().clamp(min=torch.finfo().tiny)
-            for output, wanted in zip(_tensors(model(self.images[which])), self.wanted, strict=True)
-        ]
-        return torch.stack(losses).mean()
-
-    @torch.no_grad()
-    def distance(self, model: nn.Module) -> float:
-        """The same over all images."""
-        parts = torch.arange(len(self.images)).split(self.batch_size)
-        return sum(float(self.loss(model, which)) * len(which) for which in parts) / len(self.images)
+class _Course(NamedTuple):
+    epochs: int
+    rate: float
+    batch_size: int
+    mirror: bool
+    seed: int
 
 
-def _learn(learned: fx.GraphModule, lesson: _Lesson, epochs: int, rate: float, seed: int) -> Iterator[None]:
+def _learn(learned: fx.GraphModule, lesson: Lesson, images: Tensor, course: _Course) -> Iterator[None]:
     """Train, pausing after each pass over the images."""
-    optimizer, generator = Adam(_groups(learned, rate), eps=EPSILON), Generator().manual_seed(seed)
-    images = len(lesson.images)
-    schedule = CosineAnnealingLR(optimizer, epochs * -(-images // lesson.batch_size))
-    for _ in range(epochs):
-        for which in torch.randperm(images, generator=generator).split(lesson.batch_size):
-            loss = lesson.loss(learned, which)
+    network = lesson.with_values(learned).eval()
+    optimizer, generator = Adam(_groups(learned, course.rate), eps=EPSILON), Generator().manual_seed(course.seed)
+    schedule = CosineAnnealingLR(optimizer, course.epochs * -(-len(images) // course.batch_size))
+    for _ in range(course.epochs):
+        for which in torch.randperm(len(images), generator=generator).split(course.batch_size):
+            seen = images[which]
+            loss = lesson.loss(network, mirrored(seen, generator) if course.mirror else seen)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -120,11 +112,11 @@ def _learn(learned: fx.GraphModule, lesson: _Lesson, epochs: int, rate: float, s
         yield
 
 
-def _best(learned: fx.GraphModule, test: _Lesson, passes: Iterable[None]) -> dict[str, Any]:
+def _best(learned: fx.GraphModule, distance_of: Callable[[nn.Module], float], passes: Iterable[None]) -> dict[str, Any]:
     """The state after that pass after which the distance is least."""
     reached, best = float("inf"), deepcopy(learned.state_dict())
     for _ in passes:
-        distance = test.distance(learned)
+        distance = distance_of(learned)
         if distance < reached:
             reached, best = distance, deepcopy(learned.state_dict())
     return best
@@ -157,7 +149,3 @@ def _split(batches: list[Tensor], seed: int) -> tuple[Tensor, Tensor]:
     images = torch.cat(batches)
     order = torch.randperm(count, generator=Generator().manual_seed(seed))
     return images[order[count // HELD_OUT :]], images[order[: count // HELD_OUT]]
-
-
-def _tensors(outputs: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(outputs) if isinstance(leaf, Tensor) and leaf.is_floating_point()]

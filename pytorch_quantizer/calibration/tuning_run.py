@@ -59,6 +59,8 @@ class TuningRun:
             epochs=recipe.tuning_epochs,
             learning_rate=recipe.tuning_rate,
             batch_size=recipe.tuning_batch,
+            block_weight=recipe.tuning_blocks,
+            mirror=recipe.tuning_mirror,
             seed=recipe.seed,
             progress=progress,
         )

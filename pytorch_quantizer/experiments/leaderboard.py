@@ -32,8 +32,9 @@ SECOND_ORDER = {**BEST_RANGES, "weight_rounding": "second_order", "rounding_orde
 MIXED = {**BEST_RANGES, "mixed_precision": "both"}
 CHANNELS = {"deployable": False, "activation_granularity": "per_channel"}
 LEARNED = {"clip": "mse", "weight_clip": "mse"}
-QDROP = {**LEARNED, "reconstruction": "block", "reconstruction_drop": 0.5, "reconstruction_iterations": 2000}
-BRECQ = {**QDROP, "reconstruction_drop": 0.0, "reconstruction_iterations": 1000}
+QDROP = {**LEARNED, "reconstruction": "block", "reconstruction_drop": 0.5, "reconstruction_iterations": 1000}
+BRECQ = {**QDROP, "reconstruction_drop": 0.0}
+TUNING = {"tuning_epochs": 10, "tuning_rate": 0.005, "tuning_blocks": 1.0, "tuning_mirror": True}
 
 # A method by name: the fields of a recipe that it changes beside the widths. A new method is a line here.
 METHODS: dict[str, dict[str, Any]] = {
@@ -51,11 +52,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "statistical": STATISTICAL,
     "gptq": {**STATISTICAL, "weight_rounding": "gptq"},
     "second order": SECOND_ORDER,
-    "second order + tuning": {**SECOND_ORDER, "tuning_epochs": 8},
+    "second order + tuning": {**SECOND_ORDER, **TUNING},
     "adaround": {**BRECQ, "reconstruction": "layer"},
     "brecq": BRECQ,
+    "brecq + tuning": {**BRECQ, **TUNING},
     "qdrop": QDROP,
-    "qdrop + tuning": {**QDROP, "tuning_epochs": 8},
+    "qdrop + tuning": {**QDROP, **TUNING},
+    "long qdrop + tuning": {**QDROP, "reconstruction_iterations": 2500, **TUNING},
     "qat": {**LEARNED, "weight_narrow": False},
 }
 TRAINED = ("qat",)  # methods whose network is trained before it is measured (trained_cell.py)

@@ -8,6 +8,7 @@ from networks import images, network
 from torch import nn
 
 import pytorch_quantizer as pq
+from pytorch_quantizer.calibration.lesson import Lesson, block_outputs
 from pytorch_quantizer.calibration.tune import tune
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
@@ -84,6 +85,40 @@ def test_what_only_gets_worse_is_not_kept():
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def inner_error(model, graph):
+    names = block_outputs(model, graph)
+    lesson = Lesson(graph, names, 1.0)
+    with torch.no_grad():
+        both = [lesson.with_values(network)(UNSEEN.clone())[1] for network in (model, graph)]
+    return sum(float((a - b).square().mean() / b.square().mean()) for a, b in zip(*both, strict=True))
+
+
+def test_blocks_come_nearer_where_they_count():
+    model, graph = quantized()
+    alone, with_blocks = copy.deepcopy(model), copy.deepcopy(model)
+    tune(alone, graph, CALIBRATION, epochs=10, progress=False)
+    tune(with_blocks, graph, CALIBRATION, epochs=10, block_weight=3.0, progress=False)
+    assert inner_error(with_blocks, graph) < 0.9 * min(inner_error(alone, graph), inner_error(model, graph))
+
+
+def test_mirrored_images_make_a_difference():
+    model, graph = quantized()
+    plain, turned = copy.deepcopy(model), copy.deepcopy(model)
+    tune(plain, graph, CALIBRATION, epochs=2, progress=False)
+    done = tune(turned, graph, CALIBRATION, epochs=2, mirror=True, progress=False)
+    assert done.kept
+    assert not torch.equal(plain(UNSEEN.clone()), turned(UNSEEN.clone()))
+
+
+def test_what_is_no_image_has_no_mirror_image():
+    net = network(lambda net, x: net.linear(x), linear=nn.Linear(6, 3))
+    rows = images(32, 6)
+    graph, _ = fold(capture(net, rows))
+    model = pq.quantize(net, pq.Recipe(weights="int2", activations="int2"), rows, progress=False)
+    with pytest.raises(InputError, match=r"tuning_mirror is for images \[N, C, H, W\], got \[28, 6\]"):
+        tune(model, graph, [rows], mirror=True, progress=False)
+
+
 def test_several_outputs():
     model, graph = quantized(block(several=True))
     done = tune(model, graph, CALIBRATION, epochs=5, learning_rate=1e-2, progress=False)
@@ -106,7 +141,7 @@ def test_images_that_do_not_do(batches, said):
 class TestAsAStepOfARecipe:
     def test_it_is_done_and_told_and_stored(self, tmp_path):
         plain, graph = quantized()
-        model, _ = quantized(tuning_epochs=10, tuning_rate=1e-2)
+        model, _ = quantized(tuning_epochs=10, tuning_rate=1e-2, tuning_blocks=0.5, tuning_mirror=True)
         assert error(model, graph) < 0.8 * error(plain, graph)
         [note] = [note for note in model.notes if note.startswith("tuning: ")]
         assert "learned by distillation" in note
@@ -138,6 +173,9 @@ class TestAsAStepOfARecipe:
         [
             ({"tuning_epochs": -1}, "tuning_epochs must be a whole number of 0 or more, got -1"),
             ({"tuning_images": 7}, "tuning_images must be a whole number of 8 or more"),
+            ({"tuning_blocks": -0.5}, "tuning_blocks must be a weight of 0 or more, got -0.5"),
+            ({"tuning_blocks": float("nan")}, "tuning_blocks must be a weight of 0 or more, got nan"),
+            ({"tuning_mirror": 1}, "tuning_mirror must be true or false, got 1"),
             ({"tuning_rate": 0}, "tuning_rate must be a positive number, got 0"),
             ({"tuning_batch": True}, "tuning_batch must be a whole number of 1 or more, got True"),
         ],
