@@ -4,6 +4,7 @@ One tensor is shown at a time, picked from a list. The numbers are those of deta
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -61,6 +62,12 @@ class Distribution:
         margin = MARGIN * ((high - low) or 1.0)
         return [low - margin, high + margin]
 
+    def batches_view(self) -> list[float]:
+        """What the axes of its batches should show: left, right, low, high."""
+        values = [*self.ends(), *(value for pair in self.batches for value in pair)]
+        margin = MARGIN * ((max(values) - min(values)) or 1.0)
+        return [0.5, max(len(self.batches), 1) + 0.5, min(values) - margin, max(values) + margin]
+
     def label(self) -> str:
         """What its axis is called."""
         return "code before rounding, x / s + z of each channel" if self.entry["unit"] == CODE else "value"
@@ -99,7 +106,7 @@ def distributions_section(details: dict[str, Any], prefix: str, title: str, wors
         "How a tensor's values lie over the grid of its quantizer: what lies outside the dashed lines is clipped, thin "
         "lines are the grid's levels. Weights with a grid a channel are shown in codes, which all channels share."
     )
-    parts = (
+    parts: Sequence[Drawing | Markup] = (
         _picker(found, shown, prefix),
         Drawing(_histogram(shown, sources, f"{prefix}linear", "linear"), "Share of the values in each bin.", half=True),
         Drawing(
@@ -107,7 +114,7 @@ def distributions_section(details: dict[str, Any], prefix: str, title: str, wors
             "The same on a logarithmic scale: the tails.",
             half=True,
         ),
-        Drawing(_ranges(shown, prefix), "Ranges across calibration batches, and the range that was chosen."),
+        *([_batches_drawing(shown, prefix)] if any(one.batches for one in found) else []),
         Markup(f'<p data-batches="{escape(prefix)}">{escape(shown.batches_said())}</p>'),
     )
     return Section(title, lead, parts, exchanged={prefix: {f"{prefix}t:{one.name}": _exchanged(one) for one in found}})
@@ -118,7 +125,8 @@ def _exchanged(one: Distribution) -> dict[str, Any]:
     return {
         **{"histogram": one.entry["histogram"], "levels": one.entry["levels"], "ends": one.ends()},
         **{"low": [low for low, _ in one.batches], "high": [high for _, high in one.batches]},
-        **{"label": one.label(), "view": one.view(), "said": one.said(), "batches": one.batches_said()},
+        **{"view": one.view(), "batches_view": one.batches_view()},
+        **{"label": one.label(), "said": one.said(), "batches": one.batches_said()},
     }
 
 
@@ -162,6 +170,11 @@ def _histogram(shown: Distribution, sources: _Sources, name: str, scale: str) ->
     return made
 
 
+def _batches_drawing(shown: Distribution, prefix: str) -> Drawing:
+    caption = "Ranges across calibration batches, and the range that was chosen."
+    return Drawing(_ranges(shown, prefix), caption, called=f"{prefix}batches", hidden=not shown.batches)
+
+
 def _ranges(shown: Distribution, prefix: str) -> Chart:
     columns: dict[str, Any] = {
         "batch": list(range(1, len(shown.batches) + 1)),
@@ -169,7 +182,11 @@ def _ranges(shown: Distribution, prefix: str) -> Chart:
     }
     batches = ColumnDataSource(columns, name=f"{prefix}batches")
     chosen = ColumnDataSource({"y": shown.ends() if shown.batches else []}, name=f"{prefix}range")
-    made = chart(x_label="calibration batch", y_label="value", height=260)
+    left, right, low, high = shown.batches_view()
+    made = chart(
+        x_label="calibration batch", y_label="value", height=260, x_range=Range1d(start=left, end=right),
+        y_range=Range1d(start=low, end=high), name=f"{prefix}ranges",
+    )  # fmt: skip
     made.hspan(y="y", source=chosen, line_color=VERMILION, line_width=2, line_dash="dashed", legend_label="range")
     for end, shape, colour in (("high", "triangle", BLUE), ("low", "inverted_triangle", PURPLE)):
         made.line("batch", end, source=batches, color=colour, line_alpha=0.5)

@@ -14,7 +14,7 @@ from pytorch_quantizer.experiments.leaderboard import summary
 from pytorch_quantizer.reports.chart import Chart, bars_chart, legend_above, rows_where, source_of
 from pytorch_quantizer.reports.palette import BLACK, styles
 from pytorch_quantizer.reports.section import Drawing, Markup, Section
-from pytorch_quantizer.reports.table import counted, html_table, percent
+from pytorch_quantizer.reports.table import counted, html_table, percent, written
 
 PANEL = ["dataset", "arch", "residual"]
 DRAWN = ("key", "method", "setting", "percent", "low", "high", "seeds", "deployable", "seconds", "kind")
@@ -92,5 +92,5 @@ def _table(table: pd.DataFrame, rows: pd.DataFrame, name: str) -> Markup:
         columns={"top1": "top-1", "half_interval": "±", "fp32_top1": "float32"}
     )
     formats = {"top-1": percent, "float32": percent, "±": lambda half: "" if math.isnan(half) else f"{100 * half:.2f}"}
-    formats |= {"seconds": lambda seconds: f"{seconds:.1f}"}
+    formats |= {"seconds": lambda seconds: f"{seconds:.1f}", "deployable": written}
     return html_table(shown, name, formats=formats, whole=rows, keys=list(table["key"]), caption="All methods")

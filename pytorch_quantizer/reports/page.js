@@ -89,6 +89,11 @@
       const plot = model(prefix + name);
       if (plot) { plot.below[0].axis_label = entry.label; plot.x_range.start = entry.view[0]; plot.x_range.end = entry.view[1]; }
     }
+    for (const figure of document.querySelectorAll(`[data-chart="${CSS.escape(prefix + "batches")}"]`)) figure.hidden = entry.low.length === 0;
+    const ranges = model(prefix + "ranges");
+    if (ranges) {
+      [ranges.x_range.start, ranges.x_range.end, ranges.y_range.start, ranges.y_range.end] = entry.batches_view;
+    }
     for (const place of document.querySelectorAll(`[data-said="${CSS.escape(prefix)}"]`)) place.textContent = entry.said;
     for (const place of document.querySelectorAll(`[data-batches="${CSS.escape(prefix)}"]`)) place.textContent = entry.batches;
   }

@@ -77,7 +77,9 @@ def _figure(drawing: Drawing, place: str) -> str:
     height = getattr(drawing.model, "height", None) or 0
     kinds = [name for name, holds in (("half", drawing.half), ("tall", height > TALL)) if holds]
     caption = f"<figcaption>{escape(drawing.caption)}</figcaption>" if drawing.caption else ""
-    return f'<figure class="{" ".join(kinds)}">{place}{caption}</figure>'
+    called = f' data-chart="{escape(drawing.called)}"' if drawing.called else ""
+    hidden = " hidden" if drawing.hidden else ""
+    return f'<figure class="{" ".join(kinds)}"{called}{hidden}>{place}{caption}</figure>'
 
 
 def _contents(sections: Sequence[Section]) -> str:

@@ -5,6 +5,7 @@ The sections themselves are their own files', the HTML around them page.py's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,13 +22,14 @@ from pytorch_quantizer.reports.layers import sensitivity_section, tensors_sectio
 from pytorch_quantizer.reports.methods import methods_section
 from pytorch_quantizer.reports.page import page
 from pytorch_quantizer.reports.provenance import origin_section, recipe_section
-from pytorch_quantizer.reports.section import Markup, Section
-from pytorch_quantizer.reports.sources import Material, Run
+from pytorch_quantizer.reports.section import Markup, Section, paragraph
+from pytorch_quantizer.reports.sources import Material, Run, Table
 from pytorch_quantizer.reports.table import percent, points
 from pytorch_quantizer.reports.tradeoff import tradeoff_section
 from pytorch_quantizer.reports.training import training_section
 
 Entry = TypeVar("Entry")
+MOST_RUNS = 4  # that a page shows tensor by tensor
 
 
 def report(material: Material, title: str | None = None) -> str:
@@ -49,13 +51,14 @@ def write_report_page(path: Path, material: Material, title: str | None = None) 
 
 def title_of(material: Material) -> str:
     """What a page is called unless the user says."""
-    if len(material.runs) == 1 and not material.sweeps:
+    if len(material.runs) == 1 and not material.sweeps and not material.leaderboards:
         record = material.runs[0].record
         return f"{record['arch']} on {record['dataset']}, recipe {record['recipe'].get('name', '?')}"
-    tables = [*material.sweeps, *material.leaderboards, *material.diagnoses]
-    records = [*material.comparisons, *material.trainings]
-    names = list(dict.fromkeys([*(table.name for table in tables), *(record.name for record in records)]))
-    return ", ".join(names) if names else f"{len(material.runs)} runs"
+    kinds = {"Sweep": material.sweeps, "Leaderboard": material.leaderboards, "Sensitivity": material.diagnoses}
+    records = {"Comparison": material.comparisons, "Training": material.trainings}
+    named = [f"{kind} {table.name}" for kind, tables in kinds.items() for table in tables]
+    named += [f"{kind} {record.name}" for kind, entries in records.items() for record in entries]
+    return ", ".join(named) if named else f"{len(material.runs)} runs"
 
 
 def sections_of(material: Material) -> Iterator[Section]:
@@ -63,17 +66,19 @@ def sections_of(material: Material) -> Iterator[Section]:
     for name, table in _numbered("sweep", material.sweeps):
         yield tradeoff_section(table.rows, name, f"Sweep {table.name}: accuracy against size and bits")
     if len(material.runs) > 1:
-        yield tradeoff_section(runs_table(material.runs), "runs", "Runs: accuracy against size and bits")
+        yield _runs_section(material.runs)
     for name, table in _numbered("leaderboard", material.leaderboards):
         yield methods_section(table.rows, name, f"Methods: {table.name}")
-    for name, run in _numbered("run", material.runs):
-        yield from run_sections(run, name, f"{run.name}: " if len(material.runs) > 1 else "")
-    for name, table in _numbered("diagnosis", material.diagnoses):
-        # Beside one run its layers are that run's: selecting one marks its tensors.
-        prefix = "run" if len(material.runs) == len(material.diagnoses) == 1 else name
-        yield sensitivity_section(table.rows, table.record, prefix, f"Sensitivity of layers ({table.name})")
+    beside = material.diagnoses[0] if len(material.runs) == len(material.diagnoses) == 1 else None
+    for name, run in _numbered("run", material.runs) if len(material.runs) <= MOST_RUNS else ():
+        yield from run_sections(run, name, f"{run.name}: " if len(material.runs) > 1 else "", beside)
+    for name, table in _numbered("diagnosis", material.diagnoses) if beside is None else ():
+        yield sensitivity_section(table.rows, table.record, name, f"Sensitivity of layers ({table.name})")
+        yield recipe_section(table.record["recipe"], name, f"Recipe ({table.name})")
+        yield origin_section(table.record, name, f"Versions and machine ({table.name})")
     for name, record in _numbered("comparison", material.comparisons):
         yield agreement_section(record.record, name, f"Simulation, integers and runtime ({record.name})")
+        yield origin_section(record.record, name, f"Versions and machine ({record.name})")
     for name, record in _numbered("training", material.trainings):
         yield training_section(record.record, name, f"Training of {record.name}")
 
@@ -84,10 +89,22 @@ def _numbered(name: str, entries: Sequence[Entry]) -> Iterator[tuple[str, Entry]
         yield name if len(entries) == 1 else f"{name}{i}", entry
 
 
-def run_sections(run: Run, prefix: str, named: str = "") -> Iterator[Section]:
-    """What one run has to show. named: what its titles begin with."""
+def _runs_section(runs: list[Run]) -> Section:
+    made = tradeoff_section(runs_table(runs), "runs", "Runs: accuracy against size and bits")
+    if len(runs) <= MOST_RUNS:
+        return made
+    note = paragraph(
+        f"More than {MOST_RUNS} runs: give fewer folders, and the page shows their tensors and classes too."
+    )
+    return replace(made, parts=[*made.parts, note])
+
+
+def run_sections(run: Run, prefix: str, named: str = "", diagnosis: Table | None = None) -> Iterator[Section]:
+    """What one run has to show. named: what its titles begin with. diagnosis: of the same layers, linked with them."""
     record = run.record
     yield tensors_section(run.layers, prefix, f"{named}Noise of each tensor", record.get("layers", {}).get("samples"))
+    if diagnosis is not None:
+        yield sensitivity_section(diagnosis.rows, diagnosis.record, prefix, "Sensitivity of layers")
     if run.details is not None and run.details["tensors"]:
         worst = worst_tensor(run.layers)
         yield distributions_section(run.details, prefix, f"{named}Values, ranges and grids", worst)

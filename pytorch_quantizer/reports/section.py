@@ -14,11 +14,16 @@ from bokeh.models import ColumnDataSource, LayoutDOM
 
 @dataclass(frozen=True)
 class Drawing:
-    """A chart with a sentence under it. half: whether two such stand beside each other where there is room."""
+    """A chart with a sentence under it. half: whether two such stand beside each other where there is room.
+
+    called: a name by which page.js finds it. hidden: whether it is left out until page.js shows it.
+    """
 
     model: LayoutDOM
     caption: str
     half: bool = False
+    called: str = ""
+    hidden: bool = False
 
 
 @dataclass(frozen=True)

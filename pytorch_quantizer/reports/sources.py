@@ -17,6 +17,7 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.reports import layers, methods, tradeoff
 
 KNOWN = ("result.json", "results.csv", "leaderboard.csv", "sensitivity.json", "compare.json")
+TEXTS = ("error", "recipe", "method", "reason")
 READING: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # a recipe may be called "null"
 REMEDY = f"give a folder that holds {', '.join(KNOWN[:-1])} or {KNOWN[-1]}, or such a file"
 
@@ -150,7 +151,7 @@ def _read_csv(path: Path, needed: Sequence[str]) -> pd.DataFrame:
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
     """The same with text where text belongs, also where it is missing."""
-    texts = {name: table[name].fillna("").astype(str) for name in ("error", "recipe", "reason") if name in table}
+    texts = {name: table[name].astype(object).fillna("").astype(str) for name in TEXTS if name in table}
     return table.assign(**texts)
 
 

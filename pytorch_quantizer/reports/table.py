@@ -11,6 +11,7 @@ from html import escape
 from numbers import Real
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pytorch_quantizer.reports.section import Markup
@@ -65,7 +66,7 @@ def written(value: Any) -> str:
     """A plain value as a recipe's file would have it."""
     if value is None:
         return "–"
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(written, value)) or "–"

@@ -15,7 +15,7 @@ from pytorch_quantizer.reports.chart import Chart, chart, legend_above, rows_whe
 from pytorch_quantizer.reports.palette import BLACK, GREY, styles
 from pytorch_quantizer.reports.pareto import on_front
 from pytorch_quantizer.reports.section import Drawing, Markup, Section, paragraph
-from pytorch_quantizer.reports.table import bytes_text, counted, html_table, percent, points
+from pytorch_quantizer.reports.table import bytes_text, counted, html_table, percent, points, written
 
 GROUP = ["dataset", "arch", "recipe", "weights", "activations"]
 NEEDED = (*GROUP, "seed", "top1", "fp32_top1", "size_bytes", "error")
@@ -32,7 +32,7 @@ TOOLTIPS = [
 ]
 FIGURES = {
     **{"recipe": "recipe", "weights": "weights", "activations": "activations", "seed": "seed", "top1": "top-1"},
-    **{"drop": "to float32", "agreement": "same prediction", "f1": "F1", "size_bytes": "size", "ratio": "of float32's"},
+    **{"drop": "change", "agreement": "same prediction", "f1": "F1", "size_bytes": "size", "ratio": "of float32's"},
     **{"seconds": "seconds", "deployable": "deployable"},
 }
 
@@ -74,7 +74,7 @@ def mean_points(rows: pd.DataFrame) -> pd.DataFrame:
         percent=("percent", "mean"), kib=("kib", "mean"), panel=("panel", "first"), setting=("setting", "first")
     )
     fronts = [
-        pd.Series(on_front(list(part["kib"]), list(part["percent"])), index=part.index)
+        pd.Series(on_front([_three_digits(size) for size in part["kib"]], list(part["percent"])), index=part.index)
         for _, part in means.groupby("panel", sort=False)
     ]
     return means.assign(front=pd.concat(fronts).astype(bool) if fronts else pd.Series(dtype=bool))
@@ -93,7 +93,7 @@ def tradeoff_section(results: pd.DataFrame, name: str, title: str) -> Section:
     failed = results[results["error"].fillna("") != ""]
     lead = (
         f"{len(rows)} of {len(results)} points have figures. A point is on the Pareto front where no other of its "
-        "network is at most as large and at least as accurate."
+        "network is at most as large (in three digits) and at least as accurate."
     )
     parts: list[Drawing | Markup] = []
     linked = []
@@ -149,16 +149,25 @@ def _scatter(made: Chart, part: pd.DataFrame, source: ColumnDataSource, x: str) 
 def _table(rows: pd.DataFrame, results: pd.DataFrame, name: str) -> Markup:
     networks = ["arch", "dataset"] if rows["panel"].nunique() > 1 else []
     names = [*networks, *(column for column in FIGURES if column in rows and rows[column].notna().any())]
-    shown = rows[names].assign(front=["●" if front else "" for front in rows["front"]]).rename(columns=FIGURES)
-    formats = {"top-1": percent, "same prediction": percent, "to float32": lambda drop: points(drop / 100)}
+    shown = (
+        rows[names]
+        .assign(**{"Pareto front": ["●" if front else "" for front in rows["front"]]})
+        .rename(columns=FIGURES)
+    )
+    formats = {"top-1": percent, "same prediction": percent, "change": lambda drop: points(drop / 100)}
     formats |= {"F1": lambda value: f"{value:.4f}", "size": bytes_text, "of float32's": lambda ratio: f"{ratio:.2f} x"}
-    formats |= {"seconds": lambda seconds: f"{seconds:.1f}"}
+    formats |= {"seconds": lambda seconds: f"{seconds:.1f}", "deployable": written}
     return html_table(shown, name, formats=formats, whole=results, keys=list(rows["key"]), caption="All points")
 
 
 def _failures(failed: pd.DataFrame, name: str) -> Markup:
     shown = failed[["arch", "dataset", "recipe", "weights", "activations", "seed", "error"]]
     return html_table(shown, f"{name}_failed", caption=f"{counted(len(failed), 'point')} failed")
+
+
+def _three_digits(size: float) -> float:
+    """What is compared: a recipe's name is part of the file, and no reason to prefer another."""
+    return float(f"{size:.3g}")
 
 
 def _short(bits: float) -> str:
