@@ -1,4 +1,5 @@
 """A Ray cluster on this machine: a head without CPUs and two nodes of one CPU, so that one can be killed.
+Each node says that it has a GPU, so that shares of one can be asked for; nothing computes on it.
 Import it before ray: it tells Ray to keep to 127.0.0.1, whatever addresses the machine has.
 """
 
@@ -41,6 +42,6 @@ def two_nodes() -> Iterator[TwoNodes]:
     options = {"node_ip_address": LOCAL, "object_store_memory": MEMORY}
     cluster = Cluster(initialize_head=True, head_node_args={**options, "num_cpus": 0, "include_dashboard": False})
     try:
-        yield TwoNodes(cluster, [cluster.add_node(num_cpus=1, **options) for _ in range(2)])
+        yield TwoNodes(cluster, [cluster.add_node(num_cpus=1, num_gpus=1, **options) for _ in range(2)])
     finally:
         cluster.shutdown()

@@ -39,7 +39,7 @@ class Point:
             "seed": config.seed,
             "deployable": recipe.deployable,
             "calibration_samples": config.calibration_samples,
-            "device": config.device,
+            "device": "" if config.device is None else config.device.partition(":")[0],
             "settings": json.dumps(changed(recipe)),
         }
 

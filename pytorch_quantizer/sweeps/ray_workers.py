@@ -7,8 +7,10 @@ from __future__ import annotations
 import functools
 import importlib.util
 import logging
+import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +18,7 @@ import torch
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.experiments.cells import code_digest
 from pytorch_quantizer.sweeps.bench import Bench, Measured
+from pytorch_quantizer.sweeps.point import Point
 from pytorch_quantizer.sweeps.tasks import Outcome, Task, Waiting
 
 TRIES = 4  # of a point whose worker dies: nodes come and go, and a point may meet several that go
@@ -43,8 +46,10 @@ class RayWorkers:
         _check_fits(ray, needs)
         slots = int(min(ray.cluster_resources()[name] / number for name, number in needs.items() if number))
         self._most = max(AHEAD, AHEAD * slots)
-        remote = ray.remote(_measure)
-        self._measure = remote.options(num_cpus=threads, num_gpus=gpus_per_point, max_retries=0)
+        # max_calls 0: a process lasts, and its network with it, where Ray would end one after each task on a GPU.
+        self._measure = ray.remote(max_calls=0)(_measure).options(
+            num_cpus=threads, num_gpus=gpus_per_point, max_retries=0, runtime_env=_environment(gpus_per_point)
+        )
         self._threads = threads
 
     def wait_ready(self) -> None:
@@ -116,10 +121,26 @@ def _check_fits(ray: Any, needs: dict[str, float]) -> None:
         )
 
 
+def _environment(gpus_per_point: float) -> dict[str, Any] | None:
+    """Let a process see all GPUs of its node: which one is its own changes from task to task, and torch looks once."""
+    return {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1"}} if gpus_per_point else None
+
+
 def _measure(task: Task, threads: int) -> Measured:
     """On a node: measure in this process, which Ray keeps for further tasks, and its bench with it."""
+    import ray
+
     torch.set_num_threads(threads)
-    return _bench().measure(task.point)
+    return _bench().measure(on_gpu(task.point, ray.get_gpu_ids(), os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+def on_gpu(point: Point, given: Sequence[int | str], visible: str | None) -> Point:
+    """The point on the first GPU that Ray gave, by torch's number; visible: CUDA_VISIBLE_DEVICES of the process."""
+    if point.config.device != "cuda" or not given:
+        return point
+    seen = visible.split(",") if visible else []
+    number = seen.index(str(given[0])) if str(given[0]) in seen else int(given[0])
+    return replace(point, config=replace(point.config, device=f"cuda:{number}"))
 
 
 @functools.cache

@@ -70,6 +70,8 @@ class Results:
         """Read what is there. Raises InputError for a file that isn't such a table, or that can't be written."""
         self.folder = Path(folder)
         require_writable(self.folder / CSV)
+        for left in self.folder.glob(f".{CSV}.*.tmp"):  # of a process that was killed as it wrote
+            left.unlink()
         table = read_results(self.folder) if (self.folder / CSV).exists() else empty_table()
         self._rows: dict[str, dict[str, Any]] = {row["key"]: row for row in _as_rows(table)}
         self._lines = {key: _line(row) for key, row in self._rows.items()}

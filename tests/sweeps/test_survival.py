@@ -51,7 +51,7 @@ def test_stopped_then_killed_then_finished(sweep, tmp_path, capsys):
 def test_on_ray_with_a_node_killed(sweep, tmp_path):
     pytest.importorskip("ray", reason="Ray isn't installed (extra [ray])")
     path, expected = sweep
-    found = on_ray([str(path), "--threads", "1"], tmp_path, expected, random.Random(0))
+    found = on_ray([str(path), "--threads", "1", "--gpus-per-point", "0.5"], tmp_path, expected, random.Random(0))
     assert found.pop("node_killed_at_rows") < len(expected)
     assert found.pop("row") > 0
     assert found == SAME

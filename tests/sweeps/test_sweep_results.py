@@ -73,6 +73,11 @@ class TestRows:
             results.put(row("b"))
         assert list(read_results(tmp_path)["key"]) == ["a"]
 
+    def test_what_a_killed_process_left_is_cleared_away(self, tmp_path):
+        (tmp_path / f".{CSV}.abc.tmp").write_text("half a row")
+        Results(tmp_path).put(row("a"))
+        assert [path.name for path in tmp_path.iterdir()] == [CSV]
+
 
 class TestParquet:
     def test_is_the_same_table(self, results, tmp_path):
