@@ -8,6 +8,7 @@ import ast
 import difflib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 PACKAGE = "pytorch_quantizer"
+BROKEN_PIPE = 141  # the exit code of what SIGPIPE ends: 128 + SIGPIPE
 COMMANDS = (
     *("run", "sweep", "report", "export", "bench", "train"),
     *("sensitivity", "compare", "ablation", "leaderboard", "merge-statistics"),
@@ -24,12 +26,24 @@ COMMANDS = (
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command that the first argument names, with the others; exits with its code, or 2 for another name."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or [""]
+    try:
+        try:
+            dispatch(name, rest)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # whoever reads, as in `pq run --help | head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+
+
+def dispatch(name: str, arguments: Sequence[str]) -> None:
+    """What `pq NAME ARGUMENTS` does."""
     if name in ("-h", "--help"):
         print(usage())
     elif name == "--version":
         print(f"pq {metadata.version('pytorch-quantizer')}")
     elif name in available():
-        start(name, rest)
+        start(name, arguments)
     else:
         print(complaint(name), file=sys.stderr)
         sys.exit(2)

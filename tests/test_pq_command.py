@@ -1,7 +1,9 @@
 """`pq`: lists its commands without loading torch, hands on to one, and names the closest where there is none."""
 
+import os
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -53,6 +55,18 @@ class TestHelp:
         assert outcome("--help") == 0
         assert "nothing" not in capsys.readouterr().out
         assert outcome("nothing") == 2
+
+    def test_a_reader_that_has_had_enough_is_no_mistake(self):
+        reading, writing = os.pipe()
+        os.close(reading)
+        made = subprocess.run([sys.executable, "-m", "pq_command", "--help"], stdout=writing, stderr=subprocess.PIPE)
+        os.close(writing)
+        assert (made.returncode, made.stderr) == (141, b"")
+
+
+def test_the_installed_command_is_this_one():
+    [installed] = metadata.entry_points(group="console_scripts", name="pq")
+    assert installed.load() is pq_command.main
 
 
 class TestMistakes:
