@@ -59,7 +59,9 @@ class TestHelp:
     def test_a_reader_that_has_had_enough_is_no_mistake(self):
         reading, writing = os.pipe()
         os.close(reading)
-        made = subprocess.run([sys.executable, "-m", "pq_command", "--help"], stdout=writing, stderr=subprocess.PIPE)
+        command = [sys.executable, "-m", "pq_command", "--help"]
+        buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        made = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, env=buffered, check=False)
         os.close(writing)
         assert (made.returncode, made.stderr) == (141, b"")
 
