@@ -27,7 +27,7 @@ from pytorch_quantizer.quantize import quantize
 PACKAGE = Path(__file__).parents[1]
 # What can't change a number: reports, the command lines, training.
 SILENT = (
-    *("atomic.py", "command_line.py", "commands", "logbook", "sweeps", "training"),
+    *("atomic.py", "command_line.py", "commands", "logbook", "reports", "sweeps", "training"),
     *("experiments/leaderboard.py", "experiments/leaderboard_picture.py", "experiments/trained_cell.py"),
     *("experiments/ablation.py", "experiments/cells.py", "experiments/report.py", "experiments/sensitivity_report.py"),
     *("experiments/model_files.py", "experiments/quantizing.py", "experiments/speed.py"),
@@ -184,9 +184,13 @@ def images_digest(images: ImageDataset) -> str:
 
 
 @functools.cache
-def code_digest() -> str:
-    """SHA-256 over those of the package's sources and kernels that can change a number, and its libraries' versions."""
-    digest = hashlib.sha256(json.dumps(versions(), sort_keys=True).encode())
+def code_digest(*, any_machine: bool = False) -> str:
+    """SHA-256 over those of the package's sources and kernels that can change a number, and its libraries' versions.
+
+    any_machine: what the kernels find on this one is left out, so that installations on different ones are equal.
+    """
+    said = {name: version for name, version in versions().items() if not (any_machine and name == "kernels")}
+    digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
     for path in sorted(path for pattern in ("*.py", "*.so") for path in PACKAGE.rglob(pattern)):
         name = path.relative_to(PACKAGE)
         if not any(name.is_relative_to(silent) for silent in SILENT):

@@ -80,7 +80,7 @@ class RayWorkers:
             return Outcome(task, _failed(task, f"on the node: {first_line(error.cause or error)}"))
         except errors.RayError as error:
             return waiting.lost(task, f"its worker was lost ({type(error).__name__})")
-        if measured.row["code"] != code_digest():
+        if measured.row["code"] != code_digest(any_machine=True):
             said = "the node has another version of pytorch_quantizer or of its libraries: install this one there"
             return Outcome(task, _failed(task, said))
         return Outcome(task, measured)

@@ -41,7 +41,7 @@ class Rerun:
         """Whether the point of this row, None for one without, is to be measured."""
         if row is None or (self.failed and row["error"]):
             return True
-        return not self.any_code and row["code"] != code_digest()
+        return not self.any_code and row["code"] != code_digest(any_machine=True)
 
 
 @dataclass(frozen=True)
@@ -78,35 +78,24 @@ def run_sweep(
     told: each outcome, and how many of this run's points are done. Raises InputError where another sweep holds the
     folder, its table is damaged, or weights or images can't be read.
     """
-    start = time.perf_counter()
+    clock = _Clock()
     with locked(folder):
         results = Results(folder)
         tasks = [Task(key, point) for key, point in keyed(points).items()]
-        kept = [row for task in tasks if not rerun.wants(row := results.find(task.key)) and row is not None]
+        wanted = {task.key for task in tasks if rerun.wants(results.find(task.key))}
+        pending = by_network([task for task in tasks if task.key in wanted])
+        kept = [row for task in tasks if task.key not in wanted and (row := results.find(task.key)) is not None]
         for row in kept:
             logged(row)
-        pending = by_network([task for task in tasks if rerun.wants(results.find(task.key))])
-        tally = _Tally()
         with _finished(results, tasks), _made(make_workers, bool(pending)) as workers:
-            tally.ready = time.perf_counter()
+            clock.ready()
             for outcome in workers.outcomes(pending) if workers else ():
                 row = _put(results, outcome)
-                tally.add(outcome)
-                told(outcome, tally.measured, len(pending))
+                clock.add(outcome)
+                told(outcome, len(clock.outcomes), len(pending))
                 logged(row)
-            end = time.perf_counter()
-        return Summary(
-            points=len(tasks),
-            measured=tally.measured,
-            failed=tally.failed,
-            kept=len(kept),
-            kept_failed=sum(bool(row["error"]) for row in kept),
-            repeated=len(points) - len(tasks),
-            startup_seconds=tally.ready - start,
-            running_seconds=end - tally.ready,
-            point_seconds=tally.seconds,
-            loading_seconds=tally.loading,
-        )
+            clock.end()
+    return clock.summary(kept, points=len(tasks), repeated=len(points) - len(tasks))
 
 
 def by_network(tasks: Sequence[Task]) -> list[Task]:
@@ -117,23 +106,40 @@ def by_network(tasks: Sequence[Task]) -> list[Task]:
     return sorted(tasks, key=lambda task: order[task.point.network])
 
 
-@dataclass
-class _Tally:
-    measured: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-    loading: float = 0.0
-    ready: float = 0.0
+class _Clock:
+    """When a run's parts ended, and what was measured."""
+
+    def __init__(self) -> None:
+        self._times = [time.perf_counter()]
+        self.outcomes: list[tuple[bool, float, float]] = []  # whether it failed, its seconds, those of loading
+
+    def ready(self) -> None:
+        self._times.append(time.perf_counter())
+
+    end = ready
 
     def add(self, outcome: Outcome) -> None:
-        self.measured += 1
-        self.failed += bool(outcome.measured.row["error"])
-        self.seconds += outcome.measured.row.get("seconds") or 0.0
-        self.loading += outcome.measured.loading_seconds
+        row = outcome.measured.row
+        self.outcomes.append((bool(row["error"]), row.get("seconds") or 0.0, outcome.measured.loading_seconds))
+
+    def summary(self, kept: Sequence[Mapping[str, Any]], *, points: int, repeated: int) -> Summary:
+        start, ready, end = self._times
+        return Summary(
+            points=points,
+            measured=len(self.outcomes),
+            failed=sum(failed for failed, _, _ in self.outcomes),
+            kept=len(kept),
+            kept_failed=sum(bool(row["error"]) for row in kept),
+            repeated=repeated,
+            startup_seconds=ready - start,
+            running_seconds=end - ready,
+            point_seconds=sum(seconds for _, seconds, _ in self.outcomes),
+            loading_seconds=sum(loading for _, _, loading in self.outcomes),
+        )
 
 
 def _put(results: Results, outcome: Outcome) -> dict[str, Any]:
-    row = {"code": code_digest(), **outcome.measured.row, "key": outcome.task.key}
+    row = {"code": code_digest(any_machine=True), **outcome.measured.row, "key": outcome.task.key}
     if outcome.measured.trace:
         write_atomically(results.folder / ERRORS / f"{outcome.task.key}.txt", outcome.measured.trace.encode())
     results.put(row)

@@ -73,6 +73,16 @@ def test_the_code_digest_sees_a_changed_source(tmp_path, monkeypatch):
     assert code_digest.__wrapped__() != before
 
 
+def test_the_code_digest_is_of_this_machine_unless_it_is_to_be_of_any(monkeypatch):
+    machines = [{"torch": "2", "kernels": kernels} for kernels in ("cpu: avx2", "cpu: avx512; cuda: 9.0")]
+    found = []
+    for said in machines:
+        monkeypatch.setattr(cells, "versions", lambda said=said: said)
+        found.append([code_digest.__wrapped__(), code_digest.__wrapped__(any_machine=True)])
+    assert found[0][0] != found[1][0]
+    assert found[0][1] == found[1][1]
+
+
 def test_the_weights_digest_sees_each_weight():
     layer = torch.nn.Linear(2, 3)
     before = weights_digest(layer)
