@@ -61,11 +61,11 @@ def quantize(
     [N, …] or a tuple or list that begins with one; a tensor by itself is one batch; may be None where the recipe
     quantizes weights alone, or takes ranges from each batch. statistics_file: what calibration saw of the activations,
     read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
-    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that reconstruction may take
-    (calibration/reconstruct.py), half of what is free unless given. resume: a folder for the blocks that it finishes;
-    with those of a run that was stopped, it goes on behind them and comes to the same end, to the bit. ranks: of
-    several processes (ranks.joined_ranks) that are all given all batches, and share the work of measuring activations;
-    each ends with the same model, to the bit.
+    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that reconstruction and
+    tuning may take, of reconstruction half of what is free unless given. resume: a folder for the blocks that
+    reconstruction finishes; with those of a run that was stopped, it goes on behind them and comes to the same end, to
+    the bit. ranks: of several processes (ranks.joined_ranks) that are all given all batches, and share the work of
+    measuring activations; each ends with the same model, to the bit.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)
@@ -76,7 +76,7 @@ def quantize(
     graph, kept = fold(captured, inplace=True)
     notes = []
     learning = ReconstructionRun(recipe, max_memory, resume)
-    tuning = TuningRun(recipe)
+    tuning = TuningRun(recipe, max_memory)
     batches = tuning.keep_images(learning.keep_images(batches))
     if recipe.equalize:
         graph, pairs = equalize(graph)
@@ -98,6 +98,7 @@ def quantize(
     needs_float = bool(corrections) or learning.is_asked or tuning.is_asked
     quantized = insert(graph, fitted, recipe, inplace=not needs_float)
     own_tensors(quantized, model)
+    tuning.check_memory(quantized)
     scales = starting_scales(quantized) if learning.is_asked else {}
     for correction in corrections:
         done = correction.carry_out(quantized, graph, measured.images, progress=progress)

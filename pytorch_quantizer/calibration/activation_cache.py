@@ -75,9 +75,16 @@ class Rows:
         return self._values is not None
 
     def append(self, batch: Tensor) -> None:
-        """Write the next rows, [n, *shape], from any device. Raises InputError where the disk is full."""
+        """Write the next rows, [n, *shape], from any device.
+
+        Raises InputError for rows of another shape than those before them, and where the disk is full.
+        """
         rows = batch.detach().to("cpu", self.dtype)
-        self._append(rows.movedim(1, -1) if rows.dim() == 4 else rows)
+        rows = rows.movedim(1, -1) if rows.dim() == 4 else rows
+        if tuple(rows.shape[1:]) != self.shape:
+            first, other = (list(_channels_first(shape)) for shape in (self.shape, rows.shape[1:]))
+            raise InputError(f"learning needs images of one size, got {other} behind {first}")
+        self._append(rows)
 
     def read(self, rows: Tensor | slice) -> Tensor:
         """The rows at these indices, int64 [n], or of a slice: a new tensor [n, *shape] on the CPU."""
@@ -132,6 +139,18 @@ class Rows:
         for place, row in enumerate(indices):
             _read(self._file, buffer[place * self.row_bytes : (place + 1) * self.row_bytes], row * self.row_bytes)
         return found
+
+
+def rows_of(batches: Sequence[Tensor]) -> Rows:
+    """Batches [n, …] of one size as rows in memory. Raises InputError where sizes differ."""
+    rows = ActivationCache().room(sum(map(len, batches)), batches[0].shape[1:], batches[0].dtype)
+    for batch in batches:
+        rows.append(batch)
+    return rows
+
+
+def _channels_first(shape: Sequence[int]) -> tuple[int, ...]:
+    return (shape[-1], *shape[:-1]) if len(shape) == 3 else tuple(shape)
 
 
 def _new_file(folder: Path | None) -> IO[bytes]:

@@ -4,16 +4,34 @@ Which parameters learn, and by which optimizer, is tune.py's business.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
+from pytorch_quantizer.calibration.activation_cache import Rows
 from pytorch_quantizer.graph.blocks import list_blocks
 from pytorch_quantizer.graph.fuse import copy_of
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
+
+
+class Selection:
+    """Some rows of images as batches [n, …] on a device: by their places here, or all of them in parts."""
+
+    def __init__(self, rows: Rows, which: Tensor, device: torch.device) -> None:
+        self.rows, self.which, self.device = rows, which, device
+
+    def __len__(self) -> int:
+        return len(self.which)
+
+    def __getitem__(self, places: Tensor) -> Tensor:
+        return self.rows.read(self.which[places]).contiguous().to(self.device)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All, so many at a time."""
+        return (self[places] for places in torch.arange(len(self)).split(size))
 
 
 class Lesson:
@@ -45,7 +63,7 @@ class Lesson:
         return loss + self.block_weight * _distance(values, wanted_values) if values else loss
 
     @torch.no_grad()
-    def distance(self, model: nn.Module, images: Tensor, batch_size: int) -> float:
+    def distance(self, model: nn.Module, images: Selection, batch_size: int) -> float:
         """That of the outputs alone, of a network as it is, over all images."""
         sums = [(_squares(model(part.clone()), self._wanted(part.clone())[0])) for part in images.split(batch_size)]
         missed, squares = (torch.tensor(column, dtype=torch.float64).sum(0) for column in zip(*sums, strict=True))

@@ -78,12 +78,13 @@ class ReconstructionRun:
 
 def check_limits(recipe: Recipe, max_memory: int | None, resume: str | Path | None) -> None:
     """Raise InputError for a max_memory that is no number of bytes, and for either where nothing is learned."""
-    is_asked = recipe.reconstruction != "none"
+    reconstructs, tunes = recipe.reconstruction != "none", recipe.tuning_epochs > 0
     if max_memory is not None and (isinstance(max_memory, bool) or not isinstance(max_memory, int) or max_memory < 1):
         raise InputError(f"max_memory must be a number of bytes, 1 or more, got {max_memory!r}")
-    for name, given in (("max_memory", max_memory), ("resume", resume)):
-        if given is not None and not is_asked:
-            raise InputError(f"{name} is for reconstruction, which the recipe doesn't ask for: leave it out")
+    if max_memory is not None and not (reconstructs or tunes):
+        raise InputError("max_memory is for reconstruction and tuning; the recipe asks for neither: leave it out")
+    if resume is not None and not reconstructs:
+        raise InputError("resume is for reconstruction, which the recipe doesn't ask for: leave it out")
 
 
 def _make_folder(folder: Path) -> None:

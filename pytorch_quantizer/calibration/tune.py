@@ -12,13 +12,15 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, Tensor, fx, nn
+from torch import Generator, fx, nn
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
+from pytorch_quantizer.calibration.activation_cache import Rows
+from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.calibration.learned_steps import LearnedStep
-from pytorch_quantizer.calibration.lesson import Lesson, block_outputs, mirrored
+from pytorch_quantizer.calibration.lesson import Lesson, Selection, block_outputs, mirrored
 from pytorch_quantizer.calibration.trainable import LearnedLayer, make_trainable, write_back
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -41,7 +43,7 @@ class Tuned:
 def tune(
     model: QuantizedModel,
     graph: fx.GraphModule,
-    batches: list[Tensor],
+    images: Rows,
     *,
     epochs: int = 10,
     learning_rate: float = 0.01,
@@ -53,20 +55,21 @@ def tune(
 ) -> Tuned:
     """Learn every weight's scale, every bias and every activation's step by distillation from ``graph``, in place.
 
-    graph: the folded float network. batches: images [N, …] of one size. Adam lessens the squared distance of the
-    outputs (logits), and with ``block_weight`` also of the blocks' outputs (reconstruction's blocks), its rate,
-    relative to the size of what is learned, falling along a cosine. mirror: images are turned left to right half of
-    the time. One image of HELD_OUT, drawn by the seed, is held out: the epoch that is best on these, by the outputs
-    alone, is taken, and none where the model, as it is stored, didn't gain. Repeats to the bit for equal thread counts.
-    Raises InputError for images that are too few or of several sizes, and for mirroring what isn't [N, C, H, W].
+    graph: the folded float network. images: of calibration (activation_cache.rows_of makes them of batches). Adam
+    lessens the squared distance of the outputs (logits), and with ``block_weight`` also of the blocks' outputs
+    (reconstruction's blocks), its rate, relative to the size of what is learned, falling along a cosine. mirror: images
+    are turned left to right half of the time. One image of HELD_OUT, drawn by the seed, is held out: the epoch that is
+    best on these, by the outputs alone, is taken, and none where the model, as it is stored, didn't gain. Repeats to
+    the bit for equal thread counts.
+    Raises InputError for images that are too few, and for mirroring what isn't [N, C, H, W].
     """
-    images, held = _split(batches, seed)
-    if mirror and images.dim() != 4:
-        raise InputError(f"tuning_mirror is for images [N, C, H, W], got {list(images.shape)}: leave it out")
+    if mirror and len(images.shape) != 3:
+        raise InputError(f"tuning_mirror is for images [C, H, W], got {list(images.shape)}: leave it out")
+    learned_from, held = _split(images, seed, device_of(model))
     with repeatable_kernels():
         lesson = Lesson(graph, block_outputs(model, graph), block_weight)
         learned = make_trainable(model)
-        passes = _learn(learned, lesson, images, _Course(epochs, learning_rate, batch_size, mirror, seed))
+        passes = _learn(learned, lesson, learned_from, _Course(epochs, learning_rate, batch_size, mirror, seed))
         bar = tqdm(passes, "tuning", epochs, leave=False, disable=not progress)
         learned.load_state_dict(_best(learned, partial(lesson.distance, images=held, batch_size=batch_size), bar))
         trial = deepcopy(model)
@@ -96,7 +99,7 @@ class _Course(NamedTuple):
     seed: int
 
 
-def _learn(learned: fx.GraphModule, lesson: Lesson, images: Tensor, course: _Course) -> Iterator[None]:
+def _learn(learned: fx.GraphModule, lesson: Lesson, images: Selection, course: _Course) -> Iterator[None]:
     """Train, pausing after each pass over the images."""
     network = lesson.with_values(learned).eval()
     optimizer, generator = Adam(_groups(learned, course.rate), eps=EPSILON), Generator().manual_seed(course.seed)
@@ -138,14 +141,11 @@ def _groups(learned: fx.GraphModule, rate: float) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def _split(batches: list[Tensor], seed: int) -> tuple[Tensor, Tensor]:
+def _split(images: Rows, seed: int, device: torch.device) -> tuple[Selection, Selection]:
     """(images to learn from, images held out)."""
-    sizes = {tuple(batch.shape[1:]) for batch in batches}
-    if len(sizes) > 1:
-        raise InputError(f"tuning needs images of one size, got {', '.join(str(list(size)) for size in sorted(sizes))}")
-    count = sum(len(batch) for batch in batches)
+    count = images.written
     if count < HELD_OUT:
         raise InputError(f"tuning needs at least {HELD_OUT} images, got {count}")
-    images = torch.cat(batches)
     order = torch.randperm(count, generator=Generator().manual_seed(seed))
-    return images[order[count // HELD_OUT :]], images[order[: count // HELD_OUT]]
+    parts = order[count // HELD_OUT :], order[: count // HELD_OUT]
+    return Selection(images, parts[0], device), Selection(images, parts[1], device)

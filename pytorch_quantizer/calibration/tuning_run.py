@@ -1,16 +1,19 @@
-"""Tuning as quantize() runs it: calibration's images kept for it, and a sentence about what came of it.
+"""Tuning as quantize() runs it: calibration's images kept for it, memory limited, a sentence about what came of it.
 The learning itself is tune.py's business.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import fx
 
-from pytorch_quantizer.calibration.calibrate import device_of, images_of
+from pytorch_quantizer.calibration.activation_cache import ActivationCache, Rows
+from pytorch_quantizer.calibration.block_memory import network_bytes
+from pytorch_quantizer.calibration.calibrate import images_of
 from pytorch_quantizer.calibration.tune import tune
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -18,12 +21,13 @@ from pytorch_quantizer.quantization.recipe import Recipe
 
 
 class TuningRun:
-    """What a recipe asks for, or nothing."""
+    """What a recipe asks for, or nothing. max_memory: bytes; the images lie in files where there is such a limit."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, max_memory: int | None = None) -> None:
         self.recipe, self.is_asked = recipe, recipe.tuning_epochs > 0
-        self._images: list[Tensor] = []
-        self._missing = recipe.tuning_images if self.is_asked else 0
+        self._max_memory = max_memory
+        self._cache = ActivationCache(math.inf if max_memory is None else 0)
+        self._images: Rows | None = None
 
     def keep_images(self, batches: Iterable[Any] | None) -> Iterator[Any] | None:
         """The batches; the first images of them are kept on the way, on the CPU, as many as the recipe says.
@@ -37,25 +41,44 @@ class TuningRun:
     def _kept(self, batches: Iterable[Any]) -> Iterator[Any]:
         for batch in batches:
             if self._missing:
-                images = next(images_of([batch], torch.device("cpu")))[: self._missing]
-                self._images.append(images)
-                self._missing -= len(images)
+                images = next(images_of([batch], torch.device("cpu")))
+                if self._images is None:
+                    self._images = self._cache.room(self.recipe.tuning_images, images.shape[1:])
+                self._images.append(images[: self._missing])
             yield batch
+
+    @property
+    def _missing(self) -> int:
+        """How many images are still to be kept."""
+        kept = 0 if self._images is None else self._images.written
+        return self.recipe.tuning_images - kept if self.is_asked else 0
 
     def keep_rest(self, batches: Iterator[Any] | None) -> None:
         """Read on until there are as many images as the recipe says; calibration may have needed fewer, or none."""
         while self._missing and batches is not None and next(batches, None) is not None:
             pass
 
+    def check_memory(self, model: QuantizedModel) -> None:
+        """Raise InputError where tuning takes more than max_memory: before hours of learning, not behind them."""
+        if not self.is_asked or self._max_memory is None:
+            return
+        needed = network_bytes(model, self.recipe.tuning_batch)
+        if needed > self._max_memory:
+            raise InputError(
+                f"max_memory must be at least {-(-needed // 2**20)} MiB, which tuning the network takes, "
+                f"got {self._max_memory / 2**20:.0f} MiB; a smaller tuning_batch takes less"
+            )
+
     def carry_out(self, model: QuantizedModel, graph: fx.GraphModule, *, progress: bool) -> list[str]:
         """Tune in place; a sentence about what was done."""
         if not self.is_asked:
             return []
-        recipe, images = self.recipe, [images.to(device_of(graph)) for images in self._images]
+        assert self._images is not None
+        recipe = self.recipe
         done = tune(
             model,
             graph,
-            images,
+            self._images,
             epochs=recipe.tuning_epochs,
             learning_rate=recipe.tuning_rate,
             batch_size=recipe.tuning_batch,
@@ -64,7 +87,7 @@ class TuningRun:
             seed=recipe.seed,
             progress=progress,
         )
-        self._images = []
+        self._images = None
         what = "learned by distillation" if done.kept else "left as they were, for nothing better was found"
         return [
             f"tuning: scales, biases and steps {what} "

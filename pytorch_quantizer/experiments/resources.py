@@ -21,7 +21,7 @@ class Resources:
 
     max_memory: str | None = field(
         default=None,
-        metadata={"help": "memory that reconstruction may take, 512MiB or 2GB; what finds no room lies in files"},
+        metadata={"help": "memory that learning may take, 512MiB or 2GB; what finds no room lies in files"},
     )
     resume: Path | None = field(
         default=None,

@@ -297,7 +297,7 @@ class TestMemory:
             learned(max_memory=given)
 
     def test_a_limit_for_nothing(self):
-        with pytest.raises(InputError, match="max_memory is for reconstruction"):
+        with pytest.raises(InputError, match="max_memory is for reconstruction and tuning"):
             learned(RECIPE.replace(reconstruction="none"), max_memory=2**30)
 
 

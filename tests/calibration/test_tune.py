@@ -1,6 +1,7 @@
 """Tuning brings the outputs nearer to the float network's, keeps codes, repeats, and never makes it worse."""
 
 import copy
+import re
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from networks import images, network
 from torch import nn
 
 import pytorch_quantizer as pq
+from pytorch_quantizer.calibration.activation_cache import rows_of
 from pytorch_quantizer.calibration.lesson import Lesson, block_outputs
 from pytorch_quantizer.calibration.tune import tune
 from pytorch_quantizer.errors import InputError
@@ -39,6 +41,7 @@ def quantized(net=None, **fields):
 
 
 CALIBRATION = [images(32, 3, 8, 8, seed=seed) for seed in range(4)]
+ROWS = rows_of(CALIBRATION)
 UNSEEN = images(64, 3, 8, 8, seed=99)
 
 
@@ -50,7 +53,7 @@ def error(model, graph):
 def test_outputs_come_nearer_on_images_that_it_never_saw():
     model, graph = quantized()
     before = error(model, graph)
-    done = tune(model, graph, CALIBRATION, epochs=15, learning_rate=1e-2, progress=False)
+    done = tune(model, graph, ROWS, epochs=15, learning_rate=1e-2, progress=False)
     assert done.kept
     assert done.after < 0.7 * done.before
     assert error(model, graph) < 0.7 * before
@@ -60,7 +63,7 @@ def test_codes_of_weights_stay():
     model, graph = quantized()
     layer = model.get_submodule("conv2")
     codes, scale = layer.weight_quantizer.quantize(layer.weight), layer.weight_quantizer.scale.clone()
-    tune(model, graph, CALIBRATION, epochs=3, learning_rate=1e-2, progress=False)
+    tune(model, graph, ROWS, epochs=3, learning_rate=1e-2, progress=False)
     assert torch.equal(layer.weight_quantizer.quantize(layer.weight), codes)
     assert not torch.equal(layer.weight_quantizer.scale, scale)
 
@@ -70,7 +73,7 @@ def test_the_seed_decides():
     results = []
     for seed in (1, 1, 2):
         tuned = copy.deepcopy(model)
-        tune(tuned, graph, CALIBRATION, epochs=2, seed=seed, progress=False)
+        tune(tuned, graph, ROWS, epochs=2, seed=seed, progress=False)
         results.append(tuned.state_dict())
     first, second, third = results
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -80,7 +83,7 @@ def test_the_seed_decides():
 def test_what_only_gets_worse_is_not_kept():
     model, graph = quantized()
     before = copy.deepcopy(model.state_dict())
-    done = tune(model, graph, CALIBRATION, epochs=1, learning_rate=50.0, progress=False)
+    done = tune(model, graph, ROWS, epochs=1, learning_rate=50.0, progress=False)
     assert not done.kept
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
@@ -96,16 +99,16 @@ def inner_error(model, graph):
 def test_blocks_come_nearer_where_they_count():
     model, graph = quantized()
     alone, with_blocks = copy.deepcopy(model), copy.deepcopy(model)
-    tune(alone, graph, CALIBRATION, epochs=10, progress=False)
-    tune(with_blocks, graph, CALIBRATION, epochs=10, block_weight=3.0, progress=False)
+    tune(alone, graph, ROWS, epochs=10, progress=False)
+    tune(with_blocks, graph, ROWS, epochs=10, block_weight=3.0, progress=False)
     assert inner_error(with_blocks, graph) < 0.9 * min(inner_error(alone, graph), inner_error(model, graph))
 
 
 def test_mirrored_images_make_a_difference():
     model, graph = quantized()
     plain, turned = copy.deepcopy(model), copy.deepcopy(model)
-    tune(plain, graph, CALIBRATION, epochs=2, progress=False)
-    done = tune(turned, graph, CALIBRATION, epochs=2, mirror=True, progress=False)
+    tune(plain, graph, ROWS, epochs=2, progress=False)
+    done = tune(turned, graph, ROWS, epochs=2, mirror=True, progress=False)
     assert done.kept
     assert not torch.equal(plain(UNSEEN.clone()), turned(UNSEEN.clone()))
 
@@ -115,13 +118,13 @@ def test_what_is_no_image_has_no_mirror_image():
     rows = images(32, 6)
     graph, _ = fold(capture(net, rows))
     model = pq.quantize(net, pq.Recipe(weights="int2", activations="int2"), rows, progress=False)
-    with pytest.raises(InputError, match=r"tuning_mirror is for images \[N, C, H, W\], got \[28, 6\]"):
-        tune(model, graph, [rows], mirror=True, progress=False)
+    with pytest.raises(InputError, match=r"tuning_mirror is for images \[C, H, W\], got \[6\]"):
+        tune(model, graph, rows_of([rows]), mirror=True, progress=False)
 
 
 def test_several_outputs():
     model, graph = quantized(block(several=True))
-    done = tune(model, graph, CALIBRATION, epochs=5, learning_rate=1e-2, progress=False)
+    done = tune(model, graph, ROWS, epochs=5, learning_rate=1e-2, progress=False)
     assert done.kept
 
 
@@ -129,16 +132,21 @@ def test_several_outputs():
     ("batches", "said"),
     [
         ([images(4, 3, 8, 8)], "tuning needs at least 8 images, got 4"),
-        ([images(8, 3, 8, 8), images(8, 3, 9, 9)], r"images of one size, got \[3, 8, 8\], \[3, 9, 9\]"),
+        (
+            [images(8, 3, 8, 8), images(8, 3, 9, 9)],
+            r"learning needs images of one size, got \[3, 9, 9\] behind \[3, 8, 8\]",
+        ),
     ],
 )
 def test_images_that_do_not_do(batches, said):
     model, graph = quantized()
     with pytest.raises(InputError, match=said):
-        tune(model, graph, batches, progress=False)
+        tune(model, graph, rows_of(batches), progress=False)
 
 
 class TestAsAStepOfARecipe:
+    FEW = pq.Recipe(weights="int2", activations="int2", tuning_epochs=1)
+
     def test_it_is_done_and_told_and_stored(self, tmp_path):
         plain, graph = quantized()
         model, _ = quantized(tuning_epochs=10, tuning_rate=1e-2, tuning_blocks=0.5, tuning_mirror=True)
@@ -162,6 +170,22 @@ class TestAsAStepOfARecipe:
         net = block()
         recipe = pq.Recipe(weights="int2", activations="float32", bias="float32", deployable=False, tuning_epochs=2)
         assert "tuning: " in pq.quantize(net, recipe, CALIBRATION, progress=False).notes[-1]
+
+    def test_a_limit_of_memory_changes_nothing(self):
+        limited = pq.quantize(block(), self.FEW, CALIBRATION, max_memory=2**30, progress=False)
+        free = pq.quantize(block(), self.FEW, CALIBRATION, progress=False)
+        wanted = free.state_dict()
+        assert all(torch.equal(value, wanted[name]) for name, value in limited.state_dict().items())
+
+    def test_a_limit_below_what_it_takes_says_the_least(self):
+        with pytest.raises(InputError, match=r"at least (\d+) MiB, which tuning the network takes, got 10 MiB") as said:
+            pq.quantize(block(), self.FEW, CALIBRATION, max_memory=10 * 2**20, progress=False)
+        least = int(re.search(r"least (\d+) MiB", str(said.value))[1])
+        pq.quantize(block(), self.FEW, CALIBRATION, max_memory=least * 2**20, progress=False)
+
+    def test_images_of_several_sizes(self):
+        with pytest.raises(InputError, match=r"learning needs images of one size, got \[3, 9, 9\] behind \[3, 8, 8\]"):
+            pq.quantize(block(), self.FEW, [images(8, 3, 8, 8), images(8, 3, 9, 9)], progress=False)
 
     def test_no_images(self):
         recipe = pq.Recipe(weights="int2", activations="float32", bias="float32", deployable=False, tuning_epochs=2)
