@@ -95,7 +95,8 @@ def measured_memory(options: argparse.Namespace, text: str, folder: Path, *, tun
     beyond = found["peak"] - found["evaluation"]
     verdict = "ok" if beyond <= given["memory"] else "MISS"
     print(
-        f"--max-memory {text}{', tuned' if tuning_epochs else ''}: peak {beyond / 2**20:.0f} MiB above the float network's evaluation: {verdict}",
+        f"--max-memory {text}{', tuned' if tuning_epochs else ''}: peak {beyond / 2**20:.0f} MiB above the float "
+        f"network's evaluation: {verdict}",
         flush=True,
     )
     found = {"limit": given["memory"], "beyond": beyond, "digest": digest(output)}
