@@ -1,7 +1,7 @@
 """What reconstruction promises of memory and of being killed, on ResNet-20 and CIFAR-10.
 
 python benchmarks/reconstruction_limits.py --data DIR [--iterations 60] [--kills 10] [--memory 160MiB …]
-    [--tuning-memory 600MiB] [--json FILE]
+    [--tuning-memory 410MiB] [--json FILE]
 
 DIR holds cifar10/ with the data and resnet20.th. Memory: for each limit a process of its own evaluates the float
 network, then quantizes with W2A2 blocks under that limit; how far its peak (VmHWM, which Linux lets be set back) lies
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, default=60)
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--memory", nargs="*", default=["160MiB", "256MiB", "1GiB"])
-    parser.add_argument("--tuning-memory", nargs="*", default=["600MiB"])
+    parser.add_argument("--tuning-memory", nargs="*", default=["410MiB"])
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
