@@ -86,8 +86,8 @@ def killed(
 
 
 def on_ray(arguments: Sequence[str], folder: Path, expected: pd.DataFrame, draw: random.Random) -> dict[str, Any]:
-    """The sweep on two nodes, one of which is killed between the first row and the last but four; compared."""
-    wanted, wait = draw.randint(1, max(1, len(expected) - 4)), draw.uniform(0, 0.5)
+    """The sweep on two nodes, one of which is killed before half of the rows are there; compared."""
+    wanted, wait = draw.randint(1, len(expected) // 2), draw.uniform(0, 0.5)
     with ray_cluster.two_nodes() as nodes:
         process = start_sweep([*arguments, "--ray", nodes.address, "--output", str(folder)])
         try:

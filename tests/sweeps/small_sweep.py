@@ -13,7 +13,7 @@ recipes:
   - {name: int, grid: {weights: [int8, int4, int3], activations: [int8, int4]}}
   - {name: fails, overrides: [{layers: nothing.*, weights: int4}]}
 seeds: [0, 1]
-settings: {limit: 40, calibration_samples: 64, batch_size: 32, device: cpu}
+settings: {limit: 100, calibration_samples: 256, batch_size: 64, device: cpu}
 """
 POINTS, FAILED = 14, 2
 
