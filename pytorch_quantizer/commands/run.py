@@ -37,6 +37,7 @@ import jsonargparse
 
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
+from pytorch_quantizer.data.registry import SPLITS
 from pytorch_quantizer.experiments.inference import Inference, InferenceConfig, infer, resolved, result_of
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.report import result_table, write_report
@@ -100,12 +101,14 @@ def parser() -> jsonargparse.ArgumentParser:
 def _print_notes(record: dict[str, Any], folder: Path) -> None:
     calibration = record["calibration"]
     images = "an unknown number of" if calibration["samples"] is None else calibration["samples"]
-    drawn = f" of the {calibration['split']} split, seed {record['seed']}"
+    split = calibration["split"]
+    source = f"the {split} split" if split in SPLITS else split
+    drawn = f" of {source}, seed {record['seed']}"
     file = calibration["statistics_file"]
     reused = f", those of {file}: --seed and --calibration-samples choose none"
     print(f"\nquantized in {record['quantizing_seconds']:.1f} s")
     print(f"ranges from {images} images{drawn if file is None else reused}")
-    if calibration["split"] == "test":
+    if split == "test":
         print("there is no training split: ranges were chosen on images that were also evaluated")
     if record["skipped_images"]:
         print(f"{len(record['skipped_images'])} images could not be decoded and were skipped; result.json lists them")

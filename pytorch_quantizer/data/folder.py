@@ -34,6 +34,19 @@ def load(
     return FileDataset("folder", files, class_names, preprocessing or PREPROCESSING, skip_corrupt=skip_corrupt)
 
 
+def load_unlabelled(root: Path, preprocessing: Preprocessing, *, skip_corrupt: bool = False) -> FileDataset:
+    """Every visible file below a folder, however deep, sorted by path, as an image without a class (label 0).
+
+    Raises InputError where it is no folder or holds no file.
+    """
+    root = require_folder(root, "give a folder of images")
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    seen = [path for path in files if all(map(_visible, path.relative_to(root).parts))]
+    if not seen:
+        raise InputError(f"{root} holds no images: give a folder of images")
+    return FileDataset("images", [(str(path), 0) for path in seen], ["image"], preprocessing, skip_corrupt=skip_corrupt)
+
+
 def has_split(root: Path | None, split: str) -> bool:
     """Whether the folder of a split is there."""
     return root is not None and root.is_dir() and split_folder(root, split) is not None

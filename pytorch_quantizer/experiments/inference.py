@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from pytorch_quantizer.data import (
     has_split,
     infer_dataset,
     load_dataset,
+    load_unlabelled,
     make_loader,
 )
 from pytorch_quantizer.environment import choose_device, machine, versions
@@ -68,6 +69,9 @@ class InferenceConfig:
     checkpoint: Path | None = _option(None, "weights: .safetensors, .pth, .th; default: bundled, else torchvision's")
     image_size: int | None = _option(None, "pixels that images are brought to, square; default: the network's own")
     calibration_samples: int = _option(1024, "images that ranges are chosen from, drawn from the training split")
+    calibration_data: Path | None = _option(
+        None, "another folder of images to draw them from, at any depth and without classes"
+    )
     batch_size: int = _option(128, "images a batch")
     limit: int | None = _option(None, "evaluate this many images, spread evenly over the data set")
     device: str | None = _option(None, "cpu, cuda or cuda:N; default: the GPU if it works")
@@ -234,16 +238,25 @@ def resolved(config: InferenceConfig) -> ResolvedConfig:
 
 
 def load_images(config: ResolvedConfig) -> tuple[ImageDataset, ImageDataset, str]:
-    """(test images, calibration images, the split these come from): the training split, where there is one."""
+    """(test images, calibration images, the split these come from, or the folder).
+
+    Calibration has ``calibration_data`` where it is given, else the training split, where there is one. Raises
+    InputError for images that aren't there.
+    """
     preprocessing = default_preprocessing(config.arch, config.dataset, config.image_size)
-    source = "train" if has_split(config.dataset, config.data, "train") else "test"
-    test, calibration = (
-        load_dataset(
-            config.dataset, config.data, split=split, preprocessing=preprocessing, skip_corrupt=config.skip_corrupt
-        )
-        for split in ("test", source)
-    )
-    return test, calibration, source
+
+    def load(split: str) -> ImageDataset:
+        name, skip = config.dataset, config.skip_corrupt
+        return load_dataset(name, config.data, split=split, preprocessing=preprocessing, skip_corrupt=skip)
+
+    test = load("test")
+    if config.calibration_data is None:
+        source = "train" if has_split(config.dataset, config.data, "train") else "test"
+        return test, load(source), source
+    size = test[0][0].shape[-1]
+    alike = test.preprocessing if test.preprocessing.crop else replace(test.preprocessing, resize=size, crop=size)
+    folder = config.calibration_data.expanduser()
+    return test, load_unlabelled(folder, alike, skip_corrupt=config.skip_corrupt), str(folder)
 
 
 def load_model(config: ResolvedConfig, images: ImageDataset) -> nn.Module:
