@@ -23,6 +23,7 @@ import jsonargparse
 
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
+from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.experiments.comparison import run_comparison
 from pytorch_quantizer.experiments.comparison_record import FILE
 from pytorch_quantizer.experiments.comparison_report import comparison_text, write_comparison
@@ -52,6 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     files = from_flags(ModelFiles, flags)
     resources = from_flags(Resources, flags)
     files.check()
+    check_report(flags["report"])
     resources.check(recipe)
     result = run_comparison(replace(config, output=folder), recipe, resources)
     write_comparison(result.comparison, result.record, folder)
@@ -63,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     if skipped:
         print(f"{skipped} images could not be decoded and were skipped; {FILE} lists them")
     print(f"wrote {folder / FILE}", *files.write(result.model, result.images), sep="\n")
+    write_report_of(flags["report"], folder / FILE)
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -71,6 +74,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument(
         "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
     )
+    add_report_flag(made)
     add_flags(made, Config, "what to run")
     add_flags(made, ModelFiles, "the quantized model as files")
     add_flags(made, Resources, "what learning may take")

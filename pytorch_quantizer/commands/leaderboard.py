@@ -27,6 +27,7 @@ import pandas as pd
 
 from pytorch_quantizer.atomic import require_writable, write_atomically
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
+from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.environment import choose_device, machine
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import CellStore, Network
@@ -47,9 +48,9 @@ from pytorch_quantizer.experiments.leaderboard import (
     policy,
     recipe_of,
 )
-from pytorch_quantizer.experiments.leaderboard_picture import leaderboard_picture
 from pytorch_quantizer.experiments.trained_cell import measure_trained, trained_key
 from pytorch_quantizer.models import default_preprocessing
+from pytorch_quantizer.reports.pages import write_methods_page
 
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
 
@@ -92,6 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = given.output or Path("results") / f"leaderboard_{configs[0].dataset}"
     for name in FILES:
         require_writable(folder / name)
+    check_report(flags["report"])
     store = CellStore(folder / "cells", any_code=flags["any_code"])
     rows: list[dict[str, Any]] = []
     for config in configs:
@@ -104,6 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
     failed = sum(bool(row["error"]) for row in rows)
     print((folder / "leaderboard.md").read_text(encoding="utf-8"))
     print(f"wrote {', '.join(str(folder / name) for name in FILES)}" + (f"; {failed} cells failed" if failed else ""))
+    write_report_of(flags["report"], folder / FILES[0])
     return int(failed > 0)
 
 
@@ -119,6 +122,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument(
         "--kept-only", action="store_true", help="compute nothing: the table of those cells that are there"
     )
+    add_report_flag(made)
     add_flags(made, Config, "what to run")
     return made
 
@@ -218,6 +222,6 @@ def write_tables(rows: Sequence[dict[str, Any]], folder: Path, note: str) -> Non
     """Write the three files, each whole or not at all."""
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["top1"], table["seconds"] = (table[name].astype(float) for name in ("top1", "seconds"))
-    contents = (table.to_csv(index=False), markdown(table, note), leaderboard_picture(table, "Leaderboard"))
-    for name, content in zip(FILES, contents, strict=True):
+    for name, content in zip(FILES, (table.to_csv(index=False), markdown(table, note)), strict=False):
         write_atomically(folder / name, content.encode())
+    write_methods_page(folder / FILES[-1], table)

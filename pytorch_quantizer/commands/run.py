@@ -37,12 +37,14 @@ import jsonargparse
 
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
+from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.data.registry import SPLITS
 from pytorch_quantizer.experiments.inference import Inference, InferenceConfig, infer, resolved, result_of
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.report import result_table, write_report
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.ranks import joined_ranks
+from pytorch_quantizer.reports.pages import write_tensors_page
 
 MEANING = {
     "imagenet": "folders named by ImageNet's wnids",
@@ -63,6 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     files = from_flags(ModelFiles, flags)
     resources = from_flags(Resources, flags)
     files.check()
+    check_report(flags["report"])
     resources.check(recipe)
     if asked.dataset is None and asked.data is not None:
         print(f"{asked.data} holds {MEANING[config.dataset]}: --dataset {config.dataset}")
@@ -71,12 +74,14 @@ def main(arguments: list[str] | None = None) -> None:
         done = infer(replace(config, output=folder), recipe, resources, ranks)
         if ranks.is_first:
             _report(done, folder, files, summary=flags["summary"])
+            write_report_of(flags["report"], folder / "result.json")
 
 
 def _report(done: Inference, folder: Path, files: ModelFiles, *, summary: bool) -> None:
     """Time and measure what was evaluated, print it and write it."""
     result = result_of(done)
     write_report(result, folder)
+    write_tensors_page(folder / "layers.html", result.layers, result.record)
     if summary:
         print(result.model.summary(), end="\n\n")
     print(result_table(result.record))
@@ -91,6 +96,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument(
         "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
     )
+    add_report_flag(made)
     add_flags(made, InferenceConfig, "what to run")
     add_flags(made, ModelFiles, "the quantized model as files")
     add_flags(made, Resources, "what learning may take")

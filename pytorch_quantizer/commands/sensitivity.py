@@ -24,12 +24,17 @@ import pandas as pd
 from pytorch_quantizer.atomic import require_writable
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
+from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.evaluation.sensitivity import WHATS, corrections_of, sensitivity
 from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.experiments.sensitivity_report import FILES, answer, ranking, write_sensitivity
 from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.reports.pages import write_sensitivity_page
+
+PICTURE = "sensitivity.html"
+ALL_FILES = (*FILES, PICTURE)
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class Config(InferenceConfig):
     statistics_file: Path | None = None  # no flag
     output: Path | None = field(
         default=None,
-        metadata={"help": f"folder for {', '.join(FILES)}; default: results/sensitivity_DATASET_ARCH_RECIPE"},
+        metadata={"help": f"folder for {', '.join(ALL_FILES)}; default: results/sensitivity_DATASET_ARCH_RECIPE"},
     )
 
 
@@ -56,11 +61,14 @@ def main(arguments: list[str] | None = None) -> None:
         raise jsonargparse.ArgumentError(None, f"--what must be one of {', '.join(WHATS)}, got {what!r}")
     suffix = "" if what == "both" else f"_{what}"
     folder = config.output or Path("results") / f"sensitivity_{config.dataset}_{config.arch}_{recipe.name}{suffix}"
+    check_report(flags["report"])
     table, record = diagnose(replace(config, output=folder), recipe, what)
     write_sensitivity(table, record, folder)
+    write_sensitivity_page(folder / PICTURE, table, record | {"answer": answer(table)})
     print(f"{record['arch']} on {record['dataset']}: recipe {recipe.name}, {what} quantized")
     print(ranking(table))
     _print_notes(record, folder)
+    write_report_of(flags["report"], folder / "sensitivity.json")
     print(answer(table))
 
 
@@ -68,6 +76,7 @@ def parser() -> jsonargparse.ArgumentParser:
     """The flags: what to run and to quantize, then the recipe and its fields."""
     made = command_parser("sensitivity", __doc__)
     made.add_argument("--what", default="both", help="a layer's weights, the activations that it reads, or both")
+    add_report_flag(made)
     add_flags(made, Config, "what to run")
     add_recipe_flags(made)
     return made
@@ -108,4 +117,4 @@ def _print_notes(record: dict[str, Any], folder: Path) -> None:
         print(
             f"{len(record['skipped_images'])} images could not be decoded and were skipped; sensitivity.json lists them"
         )
-    print(f"wrote {', '.join(str(folder / name) for name in FILES)}\n")
+    print(f"wrote {', '.join(str(folder / name) for name in ALL_FILES)}\n")

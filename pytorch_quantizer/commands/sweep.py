@@ -28,6 +28,7 @@ from typing import Any
 import jsonargparse
 
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
+from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.logbook import LogFlags, open_logbooks
@@ -65,11 +66,13 @@ def main(arguments: list[str] | None = None) -> int:
     logbooks = open_logbooks(from_flags(LogFlags, flags), f"pytorch_quantizer sweep {file.stem}")
     points = on_device(read_plan(file, given)[1], where)
     folder = flags["output"] or Path("results") / file.stem
+    check_report(flags["report"])
     rerun = Rerun(failed=flags["retry_failed"], any_code=flags["any_code"])
     summary = run_sweep(
         points, folder, make_workers, rerun=rerun, told=_tell, logged=lambda row: log_row(logbooks, row)
     )
     _conclude(summary, where, folder)
+    write_report_of(flags["report"], folder / CSV)
     return int(summary.failed + summary.kept_failed > 0)
 
 
@@ -80,6 +83,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument("--output", type=Path, help=f"folder for {CSV} and {PARQUET}; default: results/NAME_OF_THE_FILE")
     made.add_argument("--retry-failed", action="store_true", help="measure points again whose rows hold an error")
     made.add_argument("--any-code", action="store_true", help="keep rows that another version of the code measured")
+    add_report_flag(made)
     add_flags(made, Where, "where to measure")
     add_flags(made, LogFlags, "rows written down elsewhere too, a run each")
     add_flags(made, Settings, "settings of all points (default: as the file's settings say)", optional=True)

@@ -1,5 +1,5 @@
 """Which layer quantization hurts: each quantized alone, and all but it, against the float network.
-What one tensor loses by itself is layers.py's business; the picture is sensitivity_report.py's.
+What one tensor loses by itself is layers.py's business; the pictures are reports/layers.py's.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ class InferenceConfig:
         None, "what calibration saw: read if it is there, else collected and written, for the next run"
     )
     output: Path | None = _option(
-        None, "folder for result.json, layers.csv, layers.html; default: results/DATASET_ARCH_RECIPE"
+        None, "folder for result.json, details.json, layers.csv and .html; default: results/DATASET_ARCH_RECIPE"
     )
 
 

@@ -1,5 +1,5 @@
 """The leaderboard: every method at every width, as recipes; its rows, means and intervals over seeds, and tables.
-Measuring is cells.py's, the command scripts/leaderboard.py's, the picture leaderboard_picture.py's.
+Measuring is cells.py's, the command scripts/leaderboard.py's, the picture reports/methods.py's.
 """
 
 from __future__ import annotations

@@ -1,25 +1,17 @@
-"""What people read of a run: the table on the screen, and result.json, layers.csv and layers.html in a folder.
-The numbers come from inference.py; nothing is computed here.
+"""What people read of a run: the table on the screen, and result.json, details.json and layers.csv in a folder.
+The numbers come from inference.py; nothing is computed here. Pages are reports/' business.
 """
 
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
-
-import pandas as pd
-from bokeh.embed import file_html
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool
-from bokeh.plotting import figure
-from bokeh.resources import INLINE
 
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.experiments.inference import InferenceResult
 
 RATES = {"top-1": "top1", "top-5": "top5", "precision": "precision", "recall": "recall", "F1": "f1"}
-COLOURS = {"weight": "#4477aa", "input": "#aa3377", "activation": "#ee6677", "residual": "#ccbb44"}
 
 
 def result_table(record: dict[str, Any]) -> str:
@@ -62,47 +54,12 @@ def _ran(entry: dict[str, Any]) -> tuple[str, str, str]:
 
 
 def write_report(result: InferenceResult, folder: Path) -> None:
-    """Write result.json, details.json, layers.csv and layers.html, each whole or not at all."""
+    """Write result.json, details.json and layers.csv, each whole or not at all."""
     text = json.dumps(result.record, indent=2, allow_nan=False)
     write_atomically(folder / "result.json", f"{text}\n".encode())
     details = json.dumps(result.details, separators=(",", ":"), allow_nan=False)
     write_atomically(folder / "details.json", f"{details}\n".encode())
     write_atomically(folder / "layers.csv", result.layers.to_csv(index=False).encode())
-    write_atomically(folder / "layers.html", layer_picture(result.layers, _layers_heading(result.record)).encode())
-
-
-def layer_picture(layers: pd.DataFrame, title: str) -> str:
-    """An HTML page that needs no network: each quantized tensor's SQNR, its own and accumulated, in order."""
-    shown = layers[layers["sqnr_db"].notna() & (layers["kind"] != "bias")]
-    shown = shown.assign(**{name: shown[name].clip(upper=120) for name in ("sqnr_db", "accumulated_sqnr_db")})
-    names = list(dict.fromkeys(shown["name"]))
-    width = max(700, 16 * len(names))
-    plot = figure(x_range=FactorRange(*names), height=520, width=width, title=title, y_axis_label="SQNR (dB)")
-    for kind, rows in shown.groupby("kind", sort=False):
-        source = _source(rows)
-        plot.vbar("name", 0.8, "sqnr_db", source=source, color=COLOURS[str(kind)], legend_label=f"{kind}, by itself")
-    plot.scatter(
-        "name",
-        "accumulated_sqnr_db",
-        source=_source(shown),
-        color="black",
-        legend_label="accumulated",
-    )
-    columns = ("name", "type", "low", "high", "clipped_fraction", "sqnr_db", "accumulated_sqnr_db", "entropy_bits")
-    plot.add_tools(HoverTool(tooltips=[(column, f"@{column}") for column in columns]))
-    plot.xaxis.major_label_orientation = math.pi / 3
-    plot.legend.click_policy = "hide"
-    plot.add_layout(plot.legend[0], "right")  # beside the bars, not over them
-    return file_html(plot, INLINE, title=title)
-
-
-def _layers_heading(record: dict[str, Any]) -> str:
-    layers = record["layers"]
-    return f"{_heading(record)}; each tensor on {layers['samples']} calibration images"
-
-
-def _source(rows: pd.DataFrame) -> ColumnDataSource:
-    return ColumnDataSource({str(column): list(rows[column]) for column in rows})
 
 
 def _heading(record: dict[str, Any]) -> str:

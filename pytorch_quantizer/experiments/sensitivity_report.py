@@ -1,5 +1,5 @@
 """What people read of a sensitivity diagnosis: the ranking on the screen, its answer in a line, and the files.
-The numbers are evaluation/sensitivity.py's; nothing is computed here.
+The numbers are evaluation/sensitivity.py's; nothing is computed here. Pages are reports/' business.
 """
 
 from __future__ import annotations
@@ -10,18 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from bokeh.embed import file_html
-from bokeh.layouts import column
-from bokeh.models import ColumnDataSource, FactorRange, HoverTool
-from bokeh.plotting import figure
-from bokeh.resources import INLINE
 
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.evaluation.sensitivity import SIGNIFICANT
 
-FILES = ("sensitivity.csv", "sensitivity.json", "sensitivity.html")
-MOST_DB = 120  # of a bar: a lossless layer's SQNR is infinite
-DROP, NOISE, ALL_BUT = "#ee6677", "#4477aa", "black"
+FILES = ("sensitivity.csv", "sensitivity.json")
 
 
 def ranking(table: pd.DataFrame) -> str:
@@ -62,62 +55,12 @@ def answer(table: pd.DataFrame) -> str:
 
 
 def write_sensitivity(table: pd.DataFrame, record: dict[str, Any], folder: Path) -> None:
-    """Write sensitivity.csv, .json (the record, the answer, the rows) and .html, each whole or not at all."""
+    """Write sensitivity.csv and .json (the record, the answer, the rows), each whole or not at all."""
     rows = [{str(key): _finite(value) for key, value in row.items()} for row in table.to_dict("records")]
     measured = {key: _finite(value) for key, value in table.attrs.items()}
     text = json.dumps({"answer": answer(table), **record, **measured, "layers": rows}, indent=2, allow_nan=False)
-    title = (
-        f"{record['arch']} on {record['dataset']}, {table.attrs['samples']} images, recipe {record['recipe']['name']}"
-    )
-    contents = (table.to_csv(index=False), f"{text}\n", sensitivity_picture(table, title))
-    for name, content in zip(FILES, contents, strict=True):
+    for name, content in zip(FILES, (table.to_csv(index=False), f"{text}\n"), strict=True):
         write_atomically(folder / name, content.encode())
-
-
-def sensitivity_picture(table: pd.DataFrame, title: str) -> str:
-    """An HTML page that needs no network: accuracy and SQNR of each layer alone (bars) and of all but it (dots)."""
-    shown = table.assign(
-        drop_points=100 * table["alone_drop"],
-        gain_points=100 * table["all_but_gain"],
-        alone_shown=table["alone_sqnr_db"].clip(-MOST_DB, MOST_DB),
-        all_but_shown=table["all_but_sqnr_db"].clip(-MOST_DB, MOST_DB),
-    )
-    source = ColumnDataSource({str(name): list(shown[name]) for name in shown})
-    layers = FactorRange(*shown["layer"])
-    width = max(900, 22 * len(shown))
-    accuracy = figure(x_range=layers, width=width, height=330, title=title, y_axis_label="top-1 (points)")
-    _draw(accuracy, source, "drop_points", "alone: lost to float32", DROP)
-    _mark(accuracy, source, "gain_points", "all but it: regained")
-    noise = figure(x_range=layers, width=width, height=400, y_axis_label="SQNR of the logits (dB)")
-    _draw(noise, source, "alone_shown", "alone", NOISE)
-    _mark(noise, source, "all_but_shown", "all but it")
-    whole = min(table.attrs["quantized_sqnr_db"], MOST_DB)
-    noise.hspan(y=[whole], line_color=ALL_BUT, line_dash="dashed", legend_label="all quantized")
-    for plot in (accuracy, noise):
-        plot.legend.orientation = "horizontal"
-        plot.add_layout(plot.legend[0], "above")  # not over the bars
-        plot.add_tools(HoverTool(tooltips=_tooltips()))
-    accuracy.xaxis.visible = False
-    noise.xaxis.major_label_orientation = math.pi / 3
-    return file_html(column(accuracy, noise), INLINE, title=title)
-
-
-def _draw(plot: Any, source: ColumnDataSource, top: str, legend: str, colour: str) -> None:
-    plot.vbar("layer", 0.8, top, source=source, color=colour, legend_label=legend)
-
-
-def _mark(plot: Any, source: ColumnDataSource, y: str, legend: str) -> None:
-    plot.scatter("layer", y, source=source, color=ALL_BUT, size=6, legend_label=legend)
-
-
-def _tooltips() -> list[tuple[str, str]]:
-    plain = [(name, f"@{name}") for name in ("layer", "weights", "activations", "tensors")]
-    numbers = {
-        "alone": "@alone_top1{0.00%}, -@drop_points{0.00} points, @alone_sqnr_db{0.0} dB",
-        "by chance": "p = @alone_p{0.000}",
-        "all but it": "@all_but_top1{0.00%}, @gain_points{+0.00} points, @all_but_sqnr_db{0.0} dB",
-    }
-    return [*plain, *numbers.items()]
 
 
 def _points(rates: pd.Series) -> list[str]:

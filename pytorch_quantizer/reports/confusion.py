@@ -50,7 +50,7 @@ def class_changes(answers: dict[str, Any]) -> pd.DataFrame:
     names = distinct(answers["classes"])
     table = pd.DataFrame({"class": [names[label] for label in sums.index], "images": sums["images"]})
     table["fp32"], table["quantized"] = (sums[name] / sums["images"] for name in ("right_before", "right_after"))
-    table["change"] = table["quantized"] - table["fp32"]
+    table["change"] = (sums["won"] - sums["lost"]) / sums["images"]
     table[["lost", "won", "changed"]] = sums[["lost", "won", "changed"]]
     table["taken_for"] = [_most_taken_for(rows[~now], label, names) for label in sums.index]
     return table.sort_values(["change", "lost"], ascending=[True, False], kind="stable")

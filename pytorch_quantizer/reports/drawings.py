@@ -29,6 +29,7 @@ from pytorch_quantizer.reports.palette import (
 from pytorch_quantizer.reports.tradeoff import front_line, mean_points
 
 Figure = Any  # matplotlib's, which need not be installed where nothing is drawn
+MOST_LETTERS = 30  # of a name beside a bar
 WIDTH = 3.4  # inches, a column of a paper
 MARKS = {
     **{"circle": "o", "square": "s", "triangle": "^", "diamond": "D", "inverted_triangle": "v", "hex": "h"},
@@ -78,7 +79,7 @@ def draw_methods(part: pd.DataFrame) -> Figure:
                 rows["percent"], rows["method"], xerr=np.array(halves), fmt=MARKS[style.shape], color=style.colour,
                 markersize=4, linewidth=0.8, label=kind,
             )  # fmt: skip
-    axes.set_yticks(list(ordered["method"]), list(ordered["method"]))
+    axes.set_yticks(list(ordered["method"]), [_cut(name) for name in ordered["method"]])
     axes.set_xlabel("top-1 (%)")
     _legend(axes)
     return made
@@ -222,8 +223,14 @@ def _scatter(axes: Any, part: pd.DataFrame, x: str) -> None:
 
 
 def _names_down(axes: Any, places: Any, names: Any) -> None:
-    axes.set_yticks(list(places), list(names))
+    axes.set_yticks(list(places), [_cut(name) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
+
+
+def _cut(name: object) -> str:
+    """A name that leaves room for what it names."""
+    text = str(name)
+    return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 1]}…"
 
 
 def _legend(axes: Any) -> None:

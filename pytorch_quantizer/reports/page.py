@@ -38,7 +38,6 @@ def page(title: str, sections: Sequence[Section], *, opening: Markup | None = No
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta name="generator" content="pytorch_quantizer {_version()}">
-<link rel="icon" href="data:,">
 <title>{escape(title)}</title>
 <style>{style}</style>
 </head>

@@ -31,6 +31,6 @@ def styles(names: Iterable[str]) -> dict[str, Style]:
     """A style for each name, in order; no two of up to 56 are the same, and neighbours differ in both."""
     distinct = dict.fromkeys(names)
     return {
-        name: Style(COLOURS[i % len(COLOURS)], SHAPES[(i + i // len(COLOURS)) % len(SHAPES)])
+        name: Style(COLOURS[i % len(COLOURS)], SHAPES[(i % len(COLOURS) + i // len(COLOURS)) % len(SHAPES)])
         for i, name in enumerate(distinct)
     }

@@ -21,6 +21,7 @@ from pytorch_quantizer.reports.distributions import distributions_section
 from pytorch_quantizer.reports.layers import sensitivity_section, tensors_section
 from pytorch_quantizer.reports.methods import methods_section
 from pytorch_quantizer.reports.page import page
+from pytorch_quantizer.reports.pages import run_title
 from pytorch_quantizer.reports.provenance import origin_section, recipe_section
 from pytorch_quantizer.reports.section import Markup, Section, paragraph
 from pytorch_quantizer.reports.sources import Material, Run, Table
@@ -52,8 +53,7 @@ def write_report_page(path: Path, material: Material, title: str | None = None) 
 def title_of(material: Material) -> str:
     """What a page is called unless the user says."""
     if len(material.runs) == 1 and not material.sweeps and not material.leaderboards:
-        record = material.runs[0].record
-        return f"{record['arch']} on {record['dataset']}, recipe {record['recipe'].get('name', '?')}"
+        return run_title(material.runs[0].record)
     kinds = {"Sweep": material.sweeps, "Leaderboard": material.leaderboards, "Sensitivity": material.diagnoses}
     records = {"Comparison": material.comparisons, "Training": material.trainings}
     named = [f"{kind} {table.name}" for kind, tables in kinds.items() for table in tables]

@@ -10,7 +10,7 @@ import torch
 from command_runs import failing_line
 
 from pytorch_quantizer.commands import sensitivity as command
-from pytorch_quantizer.experiments.sensitivity_report import answer, ranking, sensitivity_picture
+from pytorch_quantizer.experiments.sensitivity_report import answer, ranking
 
 RATES = {"alone_top1", "all_but_top1"}
 
@@ -103,9 +103,6 @@ class TestTheReport:
         first, second = ranking(table).splitlines()[-2:]
         assert first.split() == ["b", "int2", "uint4", "-30.00", "3.2", "+27.50", "40.0"]
         assert second.split() == ["a", "float32", "float32", "+0.00", "∞", "+0.00", "3.0"]
-
-    def test_the_picture_shows_what_has_no_noise(self, table):
-        assert re.search(r'"alone_shown",\[3.21,120', sensitivity_picture(table, "t"))
 
 
 class TestMistakes:

@@ -21,7 +21,6 @@ from pytorch_quantizer.experiments.leaderboard import (
     recipe_of,
     summary,
 )
-from pytorch_quantizer.experiments.leaderboard_picture import leaderboard_picture
 
 
 def rows(*tops, method="mse", error=""):
@@ -122,9 +121,3 @@ class TestTables:
 
     def test_no_failures_no_list_of_them(self):
         assert "failed" not in markdown(rows(0.9), "")
-
-    def test_picture(self):
-        page = leaderboard_picture(self.TABLE, "All of it")
-        assert "All of it" in page
-        assert "resnet20 on digits" in page
-        assert "https://" not in page.split("<body>")[1][:2000]

@@ -1,0 +1,31 @@
+"""--report FILE: the page that `pq report` makes of what a command wrote, by the command itself.
+What is on the page is reports/' business.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonargparse
+
+from pytorch_quantizer.atomic import require_writable
+from pytorch_quantizer.reports.report import write_report_page
+from pytorch_quantizer.reports.sources import read_material
+
+
+def add_report_flag(parser: jsonargparse.ArgumentParser) -> None:
+    """Add --report."""
+    parser.add_argument("--report", type=Path, help="write what was measured as one HTML page there (`pq report`)")
+
+
+def check_report(path: Path | None) -> None:
+    """Raise InputError now where ``write_report_of`` would after the work."""
+    if path is not None:
+        require_writable(path)
+
+
+def write_report_of(path: Path | None, source: Path) -> None:
+    """Write the page of a folder or file, if one was asked for, and say so."""
+    if path is not None:
+        size = write_report_page(path, read_material([source]))
+        print(f"wrote {path}: {size / 2**20:.1f} MiB, opens without a network")

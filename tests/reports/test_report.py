@@ -1,0 +1,139 @@
+"""The page without a browser: all sections are there, nothing is fetched, no text of a file is markup."""
+
+import json
+import re
+
+import pytest
+from report_examples import EVIL, board_rows, diagnosis, record, sweep_rows, tensors, write_all, write_run, write_sweep
+
+from pytorch_quantizer import InputError
+from pytorch_quantizer.reports.pages import write_methods_page, write_sensitivity_page, write_tensors_page
+from pytorch_quantizer.reports.report import MOST_RUNS, report, runs_table, write_report_page
+from pytorch_quantizer.reports.sources import Material, read_material, run_of
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    return report(read_material(write_all(tmp_path_factory.mktemp("all"))))
+
+
+def titles(page):
+    return re.findall(r"<h2>(.*?)</h2>", page)
+
+
+def test_all_sections_from_the_many_to_the_single(page):
+    assert titles(page) == [
+        "Sweep sweep: accuracy against size and bits",
+        "Methods: board",
+        "Noise of each tensor",
+        "Sensitivity of layers",
+        "Values, ranges and grids",
+        "Classes that suffer",
+        "Latency and size",
+        "Recipe",
+        "Versions and machine",
+        "Simulation, integers and runtime (compare)",
+        "Versions and machine (compare)",
+        "Training of net",
+    ]
+    assert re.findall(r'<a href="#(s\d+)">', page) == [f"s{i}" for i in range(12)]
+
+
+def test_nothing_is_fetched(page):
+    assert not re.search(r"<(script|link|img|iframe)[^>]+(src|href)=", page)
+    assert "@import" not in page
+    assert "url(" not in page.split("<style>")[1].split("</style>")[0]
+
+
+def test_no_text_of_a_file_is_markup(page):
+    assert EVIL not in page
+    assert page.count("<script>window.ran") == 0
+    assert "&lt;script&gt;window.ran" in page
+
+
+def test_the_title_may_be_chosen_and_is_text(tmp_path):
+    made = report(read_material([write_sweep(tmp_path)]), title="<b>mine</b>")
+    assert "<title>&lt;b&gt;mine&lt;/b&gt;</title>" in made
+
+
+def test_sizes_labels_and_runtimes_are_told(page):
+    assert "simulated" in page
+    assert "PyTorch 1.2" in page
+    assert "says nothing of integer hardware" in page
+
+
+def test_what_is_left_in_float_is_told(page):
+    assert "1 tensor left in float, and why" in page
+    assert "network output" in page
+
+
+def test_several_runs_are_points_and_sections_of_their_own(tmp_path):
+    folders = [write_run(tmp_path / name, name=name) for name in ("one", "two")]
+    made = titles(report(read_material(folders)))
+    assert made[0] == "Runs: accuracy against size and bits"
+    assert made[1:3] == ["one: Noise of each tensor", "one: Values, ranges and grids"]
+    assert len(made) == 1 + 2 * 6
+
+
+def test_many_runs_are_points_alone(tmp_path):
+    folders = [write_run(tmp_path / str(i), name=str(i)) for i in range(MOST_RUNS + 1)]
+    assert titles(report(read_material(folders))) == ["Runs: accuracy against size and bits"]
+
+
+def test_runs_are_rows_of_a_sweep(tmp_path):
+    table = runs_table(read_material([write_run(tmp_path)]).runs)
+    assert table.loc[0, ["top1", "fp32_top1", "size_bytes"]].tolist() == [0.8, 0.85, 270]
+
+
+def test_nothing_to_show():
+    with pytest.raises(InputError, match="nothing to report"):
+        report(Material())
+
+
+def test_a_run_without_details_has_no_pictures_of_values(tmp_path):
+    (write_run(tmp_path) / "details.json").unlink()
+    made = titles(report(read_material([tmp_path])))
+    assert "Values, ranges and grids" not in made
+    assert "Noise of each tensor" in made
+
+
+def test_a_run_in_memory_gives_the_page_that_its_files_give(tmp_path):
+    write_run(tmp_path / "run")
+    (tmp_path / "run" / "details.json").unlink()
+    material = Material(runs=[run_of("run", record(), tensors(), None)])
+    read = read_material([tmp_path / "run"])
+    assert material.runs[0].record == read.runs[0].record
+    assert material.runs[0].layers.equals(read.runs[0].layers)
+
+
+def test_the_file_is_written_whole_and_its_size_told(tmp_path):
+    size = write_report_page(tmp_path / "deep" / "r.html", read_material([write_sweep(tmp_path)]))
+    written = (tmp_path / "deep" / "r.html").read_bytes()
+    assert len(written) == size < 5 * 2**20
+    assert written.rstrip().endswith(b"</html>")
+
+
+def test_a_sweep_that_has_no_rows_yet(tmp_path):
+    sweep_rows().head(0).to_csv(tmp_path / "results.csv", index=False)
+    assert "No point has figures yet" in report(read_material([tmp_path]))
+
+
+class TestSmallPages:
+    def test_of_a_run(self, tmp_path):
+        write_tensors_page(tmp_path / "l.html", tensors(), record())
+        page = (tmp_path / "l.html").read_text()
+        assert titles(page) == ["Noise of each tensor"]
+        assert "relu1" in page
+
+    def test_of_a_diagnosis(self, tmp_path):
+        table, said = diagnosis()
+        table.attrs = {name: said.pop(name) for name in ("samples", "float_top1", "quantized_top1")}
+        write_sensitivity_page(tmp_path / "s.html", table, said)
+        page = (tmp_path / "s.html").read_text()
+        assert "fc hurts most. On 23 images, float32 85.00 %, all quantized 80.00 %." in page
+        [script] = re.findall(r'id="report-data">(.*?)</script>', page)
+        assert json.loads(script)["linked"] == ["sensitivity_layers"]
+
+    def test_of_a_leaderboard(self, tmp_path):
+        write_methods_page(tmp_path / "b.html", board_rows())
+        assert titles((tmp_path / "b.html").read_text()) == ["Methods"]
