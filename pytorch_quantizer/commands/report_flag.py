@@ -4,6 +4,8 @@ What is on the page is reports/' business.
 
 from __future__ import annotations
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import jsonargparse
@@ -16,6 +18,14 @@ from pytorch_quantizer.reports.sources import read_material
 def add_report_flag(parser: jsonargparse.ArgumentParser) -> None:
     """Add --report."""
     parser.add_argument("--report", type=Path, help="write what was measured as one HTML page there (`pq report`)")
+
+
+def take_report_flag(arguments: Sequence[str]) -> tuple[list[str], Path | None]:
+    """(the other arguments, --report's path), for a command whose flags are all settings of what it does."""
+    made = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    made.add_argument("--report", type=Path)
+    found, others = made.parse_known_args(arguments)
+    return others, found.report
 
 
 def check_report(path: Path | None) -> None:

@@ -20,19 +20,24 @@ A config file is YAML or JSON; keys that begin with an underscore, such as _comm
 After each epoch accuracy, precision, recall and F1 are measured on validation images, and OUTPUT.state.safetensors is
 written: the same command goes on from there after an interruption, and ends with the same bytes as without.
 OUTPUT.best.safetensors is the epoch that was best on validation images; OUTPUT is the last, unless --keep best.
+--report FILE writes the curves as one HTML page, too.
 """
 
 import sys
+from pathlib import Path
 
 import jsonargparse
 
+from pytorch_quantizer.commands.report_flag import check_report, take_report_flag, write_report_of
 from pytorch_quantizer.training import TrainingConfig, train
 from pytorch_quantizer.training.flags import parse_training, training_parser
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Train as the flags and the config say and print what came out."""
-    report = train(parse(sys.argv[1:] if arguments is None else arguments))
+    given, page = take_report_flag(sys.argv[1:] if arguments is None else arguments)
+    check_report(page)
+    report = train(parse(given))
     test = report["test"]
     scores = ", ".join(f"{name} {test[name]['macro']:.4f}" for name in ("precision", "recall", "f1"))
     print(f"test: top-1 {test['top1']:.2%} of {test['samples']} images; macro {scores}")
@@ -40,6 +45,7 @@ def main(arguments: list[str] | None = None) -> None:
     said = "" if best is None else f"; best on validation images was {best}"
     written = f"epoch {report['written_epoch']} of {report['config']['epochs']}{said}"
     print(f"wrote {report['config']['output']} ({written}) and the report beside it, .json; {report['seconds']:.0f} s")
+    write_report_of(page, Path(report["config"]["output"]).with_suffix(".json"))
 
 
 def parse(arguments: list[str]) -> TrainingConfig:
