@@ -27,11 +27,11 @@ from pytorch_quantizer.experiments.inference import (
     load_model,
     resolved,
 )
+from pytorch_quantizer.experiments.quantize_job import quantize_job
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
-from pytorch_quantizer.quantize import quantize
 
 
 @dataclass(frozen=True)
@@ -94,15 +94,7 @@ def run_comparison(
     if config.output is not None:
         require_writable(config.output / FILE)
     drawn = calibration_loader(calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed)
-    quantized = quantize(
-        model,
-        recipe,
-        drawn,
-        statistics_file=config.statistics_file,
-        strict=config.strict,
-        max_memory=resources.memory_bytes,
-        resume=resources.resume,
-    )
+    quantized = quantize_job(model, recipe, drawn, config, resources)
     comparison = compare(quantized, make_loader(test, config.batch_size, limit=config.limit))
     record = {
         "dataset": config.dataset,

@@ -37,12 +37,11 @@ from pytorch_quantizer.evaluation import (
     latency_by_batch,
     measure_layers,
 )
-from pytorch_quantizer.experiments.rank_quantizing import quantized_by
+from pytorch_quantizer.experiments.quantize_job import quantize_job
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
-from pytorch_quantizer.quantize import quantize
 from pytorch_quantizer.ranks import ALONE, Ranks, device_of_rank
 
 LATENCY_IMAGES = 32  # of the larger batch that is timed; the other is one image
@@ -153,7 +152,7 @@ def infer(
         require_writable(config.output / "result.json")
     drawn = calibration_loader(calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed)
     start = time.perf_counter()
-    quantized = _quantized(model, recipe, drawn, config, resources, ranks)
+    quantized = quantize_job(model, recipe, drawn, config, resources, ranks)
     seconds = time.perf_counter() - start
     evaluation = evaluate(
         quantized,
@@ -199,32 +198,6 @@ def result_of(done: Inference) -> InferenceResult:
         "answers": count_answers(done.evaluation, done.test.class_names),
     }
     return InferenceResult(record, layers.table, quantized, images[:LATENCY_IMAGES], details)
-
-
-def _quantized(
-    model: nn.Module,
-    recipe: Recipe,
-    batches: ImageLoader,
-    config: ResolvedConfig,
-    resources: Resources,
-    ranks: Ranks,
-) -> QuantizedModel:
-    """The network quantized by all ranks together, or where it is learned by the first, for all."""
-
-    def made(by: Ranks) -> QuantizedModel:
-        return quantize(
-            model,
-            recipe,
-            batches,
-            statistics_file=config.statistics_file,
-            strict=config.strict,
-            max_memory=resources.memory_bytes,
-            resume=resources.resume,
-            ranks=by,
-            progress=ranks.is_first,
-        )
-
-    return quantized_by(ranks, model, recipe, made)
 
 
 def resolved(config: InferenceConfig) -> ResolvedConfig:

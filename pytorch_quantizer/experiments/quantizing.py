@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.quantize_job import quantize_job
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
-from pytorch_quantizer.quantize import quantize
 
 DEFAULT_RESOURCES = Resources()
 
@@ -37,15 +37,7 @@ def quantize_network(config: InferenceConfig, recipe: Recipe, resources: Resourc
     batches = calibration_loader(
         calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed
     )
-    quantized = quantize(
-        model,
-        recipe,
-        batches,
-        statistics_file=config.statistics_file,
-        strict=config.strict,
-        max_memory=resources.memory_bytes,
-        resume=resources.resume,
-    )
+    quantized = quantize_job(model, recipe, batches, config, resources)
     return Networks(model, quantized, next(iter(batches))[0].to(device))
 
 

@@ -104,7 +104,7 @@ class TestMistakes:
     def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch, flag):
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setattr(
-            "pytorch_quantizer.experiments.comparison.quantize", lambda *_, **__: pytest.fail("work was done")
+            "pytorch_quantizer.experiments.comparison.quantize_job", lambda *_, **__: pytest.fail("work was done")
         )
         monkeypatch.chdir(tmp_path)
         path = tmp_path / "file" if flag == "--output" else tmp_path / "file" / "model"
