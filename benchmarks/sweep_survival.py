@@ -107,7 +107,12 @@ def start_sweep(arguments: Sequence[str]) -> "subprocess.Popen[str]":
     """scripts/sweep.py in a process group of its own."""
     command = [sys.executable, str(ROOT / "scripts" / "sweep.py"), *arguments]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )
 
 
