@@ -4,7 +4,7 @@ Drawing them is drawings.py's; matplotlib comes with the extra [figures].
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,8 +41,11 @@ LOOKS: dict[Any, Any] = {
 
 def require_matplotlib() -> None:
     """Raise InputError where matplotlib isn't installed."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise InputError("figures need matplotlib, which is missing: pip install 'pytorch-quantizer[figures]'")
+    try:
+        importlib.import_module("matplotlib")
+    except ImportError as error:
+        said = "figures need matplotlib, which is missing: pip install 'pytorch-quantizer[figures]'"
+        raise InputError(said) from error
 
 
 def write_figures(folder: Path, material: Material, tensor: str | None = None) -> list[Path]:

@@ -1,5 +1,6 @@
 """Figures for papers: one PNG and one SVG a chart, the same bytes for the same data."""
 
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -67,6 +68,6 @@ def test_a_tensor_that_is_not_there(tmp_path, material):
 
 
 def test_without_matplotlib(tmp_path, material, monkeypatch):
-    monkeypatch.setattr("pytorch_quantizer.reports.figures.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(InputError, match=r"pytorch-quantizer\[figures\]"):
         write_figures(tmp_path, material)
