@@ -15,6 +15,7 @@ points and writes rows, both as shares of the points' seconds.
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 import tempfile
 import time
@@ -53,7 +54,8 @@ def main() -> None:
     require_writable(options.json)
     points = read_plan(options.sweep, {"data": options.data, "device": "cpu"})[1][: options.points]
     rows = [timed(points, jobs, options.turns) for jobs in options.jobs]
-    record = {**provenance(), "sweep": options.sweep.name, "points": len(points), "must_be_at_most": MOST, "rows": rows}
+    about = {"sweep": options.sweep.name, "points": len(points), "must_be_at_most": MOST}
+    record = {**provenance(), **about, "load_average": os.getloadavg(), "rows": rows}
     write_atomically(options.json, f"{json.dumps(record, indent=1)}\n".encode())
     sys.exit(any(row["overhead"] > MOST for row in rows))
 

@@ -82,6 +82,7 @@ def test_numbers_below_one(jobs, threads):
         LocalWorkers(jobs, threads, Obedient)
 
 
+@pytest.mark.slow
 class TestOrphans:
     """Workers of a parent that is killed, in a process of its own."""
 

@@ -25,6 +25,7 @@ def sweep(tmp_path_factory):
     return path, small_sweep.measured_here(path)
 
 
+@pytest.mark.slow
 def test_stopped_then_killed_then_finished(sweep, tmp_path, capsys):
     path, expected = sweep
     arguments = [str(path), "--output", str(tmp_path), "--threads", "1", "--jobs", "2"]
@@ -48,6 +49,7 @@ def test_stopped_then_killed_then_finished(sweep, tmp_path, capsys):
     assert list(read_results(tmp_path)["key"]) == list(expected["key"])
 
 
+@pytest.mark.slow
 def test_on_ray_with_a_node_killed(sweep, tmp_path):
     pytest.importorskip("ray", reason="Ray isn't installed (extra [ray])")
     path, expected = sweep
