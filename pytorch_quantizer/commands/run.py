@@ -86,8 +86,10 @@ def _report(done: Inference, folder: Path, files: ModelFiles, *, summary: bool) 
         print(result.model.summary(), end="\n\n")
     print(result_table(result.record))
     _print_notes(result.record, folder)
-    for line in files.write(result.model, result.images):
-        print(line)
+    written = files.write_measured(result.model, result.images)
+    print(*written.lines, sep="\n", end="\n" if written.lines else "")
+    if written.exported is not None:
+        write_report(replace(result, record=result.record | {"exported": written.exported}), folder)
 
 
 def parser() -> jsonargparse.ArgumentParser:

@@ -6,17 +6,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from pytorch_quantizer.atomic import require_writable
-from pytorch_quantizer.evaluation import latency_by_batch
+from pytorch_quantizer.evaluation import file_bytes, file_label, latency_by_batch
 from pytorch_quantizer.export.checkpoint import save
 from pytorch_quantizer.export.onnx import NEEDED, export_onnx
 from pytorch_quantizer.export.onnx_packages import package
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_report
 from pytorch_quantizer.export.onnx_types import check_weight_type
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
+
+
+class Written(NamedTuple):
+    """lines: for people. exported: of the ONNX file, as result.json has the other networks; None without one."""
+
+    lines: list[str]
+    exported: dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,12 @@ class ModelFiles:
 
     def write(self, model: QuantizedModel, images: Tensor) -> list[str]:
         """Write them; lines for people. images: [N, C, H, W], an example, and what is timed: one of them, and all."""
-        lines = []
+        return self.write_measured(model, images).lines
+
+    def write_measured(self, model: QuantizedModel, images: Tensor) -> Written:
+        """As ``write``, with what was measured of the ONNX file beside the lines."""
+        lines: list[str] = []
+        exported: dict[str, Any] | None = None
         if self.save is not None:
             save(model, self.save)
             lines.append(f"{self.save}: {self.save.stat().st_size:,} bytes, packed checkpoint")
@@ -55,7 +68,9 @@ class ModelFiles:
             written = export_onnx(model, self.export_onnx, images, weight_type=self.weight_type, storage=self.storage)
             lines.append(str(written))
             lines.append(str(operator_report(self.export_onnx)))
-            running = {"ONNX": OnnxRuntimeModel(self.export_onnx)}
-            timed = latency_by_batch(running, images.cpu(), sorted({1, len(images)}))
-            lines += [str(latency) for latency in timed["ONNX"]]
-        return lines
+            running = OnnxRuntimeModel(self.export_onnx)
+            timed = latency_by_batch({"ONNX": running}, images.cpu(), sorted({1, len(images)}))["ONNX"]
+            lines += [str(latency) for latency in timed]
+            exported = {"latency": [latency.as_dict() for latency in timed], "execution": timed[-1].label}
+            exported |= {"size_bytes": file_bytes(running), "size_label": file_label(running)}
+        return Written(lines, exported)

@@ -99,6 +99,12 @@ class TestModelFiles:
         assert found.reference.top1 == result["quantized"]["top1"]
         assert found.agreement >= 0.995
 
+    def test_what_was_timed_of_them_is_in_the_result_too(self, written):
+        exported = json.loads((written / "result.json").read_text())["exported"]
+        assert exported["size_bytes"] == (written / "m.onnx").stat().st_size
+        assert [entry["label"] for entry in exported["latency"]] == ["integer", "integer"]
+        assert exported["latency"][0]["runtime"].startswith("ONNX Runtime ")
+
     def test_what_was_written_and_how_it_runs_is_told(self, tmp_path):
         images = torch.randn(3, 3, 8, 8)
         model = quantize(create_model("resnet20"), "w8a8", images, progress=False)

@@ -4,11 +4,25 @@ import json
 import re
 
 import pytest
-from report_examples import EVIL, board_rows, diagnosis, record, sweep_rows, tensors, write_all, write_run, write_sweep
+from report_examples import (
+    EVIL,
+    board_rows,
+    diagnosis,
+    measures,
+    record,
+    sweep_rows,
+    tensors,
+    write_all,
+    write_run,
+    write_sweep,
+)
 
 from pytorch_quantizer import InputError
+from pytorch_quantizer.reports.costs import latency_rows, size_rows
+from pytorch_quantizer.reports.page import page as page_of
 from pytorch_quantizer.reports.pages import write_methods_page, write_sensitivity_page, write_tensors_page
 from pytorch_quantizer.reports.report import MOST_RUNS, report, runs_table, write_report_page
+from pytorch_quantizer.reports.section import Section
 from pytorch_quantizer.reports.sources import Material, read_material, run_of
 
 
@@ -51,6 +65,13 @@ def test_no_text_of_a_file_is_markup(page):
     assert "&lt;script&gt;window.ran" in page
 
 
+def test_no_name_ends_the_scripts_data():
+    evil = "</script><script>window.ran = 1</script>"
+    made = page_of("t", [Section("s", exchanged={"run": {evil: {"said": evil}}}, related={evil: [evil]})])
+    [data] = re.findall(r'id="report-data">(.*?)</script>', made)
+    assert json.loads(data)["exchanged"] == {"run": {evil: {"said": evil}}}
+
+
 def test_the_title_may_be_chosen_and_is_text(tmp_path):
     made = report(read_material([write_sweep(tmp_path)]), title="<b>mine</b>")
     assert "<title>&lt;b&gt;mine&lt;/b&gt;</title>" in made
@@ -60,6 +81,14 @@ def test_sizes_labels_and_runtimes_are_told(page):
     assert "simulated" in page
     assert "PyTorch 1.2" in page
     assert "says nothing of integer hardware" in page
+
+
+def test_what_runs_in_integers_has_its_bars_and_label():
+    exported = measures(0.8, "integer", 300) | {"size_label": "file on disk: ONNX"}
+    rows = latency_rows(record() | {"exported": exported})
+    assert list(rows["label"]) == ["float32", "simulated", "integer"] * 2
+    assert list(rows["batch_size"]) == [1, 1, 1, 32, 32, 32]
+    assert list(size_rows(record() | {"exported": exported})["bytes"]) == [1000, 270, 300]
 
 
 def test_what_is_left_in_float_is_told(page):
