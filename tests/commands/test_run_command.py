@@ -253,7 +253,7 @@ class TestMistakes:
     def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("in the way")
         monkeypatch.setattr(
-            "pytorch_quantizer.experiments.inference.quantize", lambda *_, **__: pytest.fail("work was done")
+            "pytorch_quantizer.experiments.inference.quantize_job", lambda *_, **__: pytest.fail("work was done")
         )
         assert str(tmp_path / "file") in failing_line(command, capsys, "--output", tmp_path / "file")
 
