@@ -26,7 +26,7 @@ from pytorch_quantizer.reports.palette import (
     VERMILION,
     styles,
 )
-from pytorch_quantizer.reports.tradeoff import front_line, mean_points
+from pytorch_quantizer.reports.tradeoff import WIDE, front_line, mean_points
 
 Figure = Any  # matplotlib's, which need not be installed where nothing is drawn
 MOST_LETTERS = 30  # of a name beside a bar
@@ -50,7 +50,7 @@ def draw_size(part: pd.DataFrame) -> Figure:
     made, axes = blank(2.6)
     axes.plot(*front_line(mean_points(part)), color=GREY, linewidth=1, label="Pareto front", zorder=1)
     sizes = part["kib"].dropna()
-    if sizes.max() > 8 * sizes.min():
+    if sizes.max() > WIDE * sizes.min():
         axes.set_xscale("log")
     _scatter(axes, part, "kib")
     axes.set_xlabel("size of the file (KiB)")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 
 import pandas as pd
-from bokeh.models import ColumnDataSource
+from bokeh.models import ColumnDataSource, Range1d
 from bokeh.models.annotations import Whisker
 
 from pytorch_quantizer.experiments.leaderboard import summary
@@ -17,6 +17,7 @@ from pytorch_quantizer.reports.section import Drawing, Markup, Section
 from pytorch_quantizer.reports.table import counted, html_table, percent, written
 
 PANEL = ["dataset", "arch", "residual"]
+MARGIN = 0.05  # of what is shown, on both sides
 DRAWN = ("key", "method", "setting", "percent", "low", "high", "seeds", "deployable", "seconds", "kind")
 NEEDED = (*PANEL, "method", "weights", "activations", "seed", "top1", "fp32_top1", "error")
 
@@ -71,6 +72,9 @@ def methods_chart(part: pd.DataFrame, source: ColumnDataSource) -> Chart:
             "percent", "method", source=source, view=rows_where("kind", kind), size=9, marker=style.shape,
             color=style.colour, legend_label=kind, nonselection_alpha=0.3,
         )  # fmt: skip
+    ends = [float(part["low"].min()), max(float(part["high"].max()), 100 * float(part["fp32_top1"].iloc[0]))]
+    margin = MARGIN * ((ends[1] - ends[0]) or 1.0)
+    made.x_range = Range1d(start=ends[0] - margin, end=ends[1] + margin)  # whiskers have no say in a chart's own range
     legend_above(made, columns=3)
     return made
 

@@ -35,7 +35,7 @@ def html_table(
     """
     columns = [str(column) for column in shown]
     cells = [_column(shown[column], (formats or {}).get(column)) for column in columns]
-    numeric = [pd.api.types.is_numeric_dtype(shown[column].dtype) for column in columns]
+    numeric = [_is_numeric(shown[column]) for column in columns]
     head = "".join(
         f'<th scope="col"{_number(kind)}>{escape(column)}</th>' for column, kind in zip(columns, numeric, strict=True)
     )
@@ -93,6 +93,10 @@ def points(difference: float) -> str:
 def bytes_text(size: float) -> str:
     """1,093,136 bytes as 1,067.5 KiB."""
     return f"{size / 1024:,.1f} KiB"
+
+
+def _is_numeric(values: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
 
 
 def _column(values: pd.Series, write: Callable[[Any], str] | None) -> list[tuple[Any, str]]:

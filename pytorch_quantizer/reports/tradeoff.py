@@ -20,6 +20,7 @@ from pytorch_quantizer.reports.table import bytes_text, counted, html_table, per
 GROUP = ["dataset", "arch", "recipe", "weights", "activations"]
 NEEDED = (*GROUP, "seed", "top1", "fp32_top1", "size_bytes", "error")
 NAMED_BITS = {"binary": 1, "ternary": 2}
+WIDE = 30  # times the smallest size, from which on a logarithmic axis shows more
 DRAWN = ("key", "recipe", "setting", "weights", "activations", "seed", "percent", "drop", "kib", "front", "same")
 TOOLTIPS = [
     ("recipe", "@recipe"),
@@ -116,7 +117,7 @@ def _drawings(part: pd.DataFrame, source: ColumnDataSource, panel: str) -> Itera
 def by_size(part: pd.DataFrame, means: pd.DataFrame, source: ColumnDataSource) -> Chart:
     """Top-1 against size, with the front."""
     sizes = part["kib"].dropna()
-    scale = "log" if sizes.max() > 8 * sizes.min() else "linear"
+    scale = "log" if sizes.max() > WIDE * sizes.min() else "linear"
     made = chart(x_label="size of the file (KiB)", y_label="top-1 (%)", tooltips=TOOLTIPS, x_axis_type=scale)
     xs, ys = front_line(means)
     made.line(xs, ys, color=GREY, line_width=2, legend_label="Pareto front (means over seeds)")

@@ -18,7 +18,9 @@ from report_examples import (
 )
 
 from pytorch_quantizer import InputError
+from pytorch_quantizer.reports.chart import source_of
 from pytorch_quantizer.reports.costs import latency_rows, size_rows
+from pytorch_quantizer.reports.methods import method_points, methods_chart
 from pytorch_quantizer.reports.page import page as page_of
 from pytorch_quantizer.reports.pages import write_methods_page, write_sensitivity_page, write_tensors_page
 from pytorch_quantizer.reports.report import MOST_RUNS, report, runs_table, write_report_page
@@ -166,3 +168,10 @@ class TestSmallPages:
     def test_of_a_leaderboard(self, tmp_path):
         write_methods_page(tmp_path / "b.html", board_rows())
         assert titles((tmp_path / "b.html").read_text()) == ["Methods"]
+
+
+def test_the_axis_of_methods_holds_whole_intervals():
+    part = method_points(board_rows()).query("setting == 'W4A4'")
+    made = methods_chart(part, source_of(part))
+    assert made.x_range.start < part["low"].min() < part["high"].max() < made.x_range.end
+    assert made.x_range.end > 91.5  # the float network's

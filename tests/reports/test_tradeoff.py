@@ -73,7 +73,7 @@ class TestPoints:
 
     def test_a_few_bytes_of_a_name_are_no_reason(self):
         rows = sweep_rows(recipes=2, seeds=1).assign(weights="int8", activations="int8", error="")
-        rows = rows.assign(top1=[0.9, *[0.8] * (len(rows) - 1)], size_bytes=range(100_000, 100_000 + len(rows)))
+        rows = rows.assign(top1=[0.9, *[0.8] * (len(rows) - 1)], size_bytes=range(100_000 + len(rows), 100_000, -1))
         rows["fp32_top1"] = 0.95
         rows["recipe"] = [str(i) for i in range(len(rows))]
         assert list(tradeoff_points(rows)["front"]) == [True] + [False] * (len(rows) - 1)
