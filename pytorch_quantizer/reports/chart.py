@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
-from bokeh.models import CDSView, ColumnDataSource, GroupFilter, HoverTool, PlainText
+from bokeh.models import CDSView, ColumnDataSource, GroupFilter, HoverTool
 from bokeh.plotting import figure
 
 Chart = Any  # bokeh's figure: its options are more than its types tell
@@ -25,7 +25,7 @@ def chart(
     made: Chart = figure(height=height, sizing_mode="stretch_width", tools=tools, active_drag=None, **options)
     made.toolbar.logo = None
     made.toolbar.autohide = True
-    made.xaxis.axis_label, made.yaxis.axis_label = plain(x_label), plain(y_label) if y_label else None
+    made.xaxis.axis_label, made.yaxis.axis_label = x_label, y_label or None
     for axis in made.axis:
         axis.axis_label_text_font_style = "normal"
         axis.axis_label_text_font_size = axis.major_label_text_font_size = "12px"
@@ -46,11 +46,6 @@ def bars_chart(names: list[str], *, x_label: str, **options: Any) -> Chart:
     made.yaxis.major_label_text_font_size = "11px"
     made.yaxis.major_tick_line_color = None
     return made
-
-
-def plain(text: str) -> PlainText:
-    """Text that is drawn as it stands, also where it looks like TeX."""
-    return PlainText(text=text)
 
 
 def legend_above(made: Chart, columns: int = 2) -> None:

@@ -71,6 +71,7 @@ def test_no_name_ends_the_scripts_data():
     evil = "</script><script>window.ran = 1</script>"
     made = page_of("t", [Section("s", exchanged={"run": {evil: {"said": evil}}}, related={evil: [evil]})])
     [data] = re.findall(r'id="report-data">(.*?)</script>', made)
+    assert "<" not in data
     assert json.loads(data)["exchanged"] == {"run": {evil: {"said": evil}}}
 
 
