@@ -22,7 +22,7 @@ from pytorch_quantizer.command_line import run
 from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.experiments.ablation import Bits
 from pytorch_quantizer.experiments.cells import CellStore, Network
-from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, resolved
 
 RESULTS = Path(__file__).parent / "results" / "methods_cifar10.json"
 NETWORKS = ("resnet20", "resnet32")

@@ -32,7 +32,7 @@ import json, sys
 import torch
 from pathlib import Path
 import pytorch_quantizer as pq
-from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.data import calibration_loader, make_loader
 
 def peak(reset=False):

@@ -25,7 +25,7 @@ import pytorch_quantizer as pq
 from pytorch_quantizer.atomic import require_writable, write_atomically
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import provenance
-from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 
 COUNT = 128  # of each kind
 SIZE = 224

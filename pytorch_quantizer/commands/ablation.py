@@ -41,7 +41,7 @@ from pytorch_quantizer.experiments.ablation import (
     parse_settings,
 )
 from pytorch_quantizer.experiments.cells import CellStore, Network, settings
-from pytorch_quantizer.experiments.inference import InferenceConfig, ResolvedConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig, resolved
 from pytorch_quantizer.models import default_preprocessing
 
 FILES = ("ablation.json", "ablation.md")

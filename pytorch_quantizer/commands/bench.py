@@ -24,7 +24,7 @@ from pytorch_quantizer.atomic import require_writable
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, resolved
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.experiments.speed import FILES, Timing, run_speed, speed_text, write_speed
 

@@ -27,7 +27,7 @@ from pytorch_quantizer.commands.report_flag import add_report_flag, check_report
 from pytorch_quantizer.experiments.comparison import run_comparison
 from pytorch_quantizer.experiments.comparison_record import FILE
 from pytorch_quantizer.experiments.comparison_report import comparison_text, write_comparison
-from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, resolved
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.resources import Resources
 

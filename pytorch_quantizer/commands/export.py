@@ -27,7 +27,7 @@ from torch import Tensor
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import DEFAULT_RECIPE, add_recipe_flags, recipe_from
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.experiments.inference import InferenceConfig
+from pytorch_quantizer.experiments.inference_config import InferenceConfig
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.quantizing import quantize_network, some_images
 from pytorch_quantizer.experiments.resources import Resources

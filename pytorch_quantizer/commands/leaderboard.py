@@ -31,7 +31,7 @@ from pytorch_quantizer.commands.report_flag import add_report_flag, check_report
 from pytorch_quantizer.environment import choose_device, machine
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import CellStore, Network
-from pytorch_quantizer.experiments.inference import InferenceConfig, ResolvedConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig, resolved
 from pytorch_quantizer.experiments.leaderboard import (
     COLUMNS,
     DEFAULT_SETTINGS,

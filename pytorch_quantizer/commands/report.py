@@ -34,7 +34,7 @@ import jsonargparse
 from pytorch_quantizer.atomic import require_writable
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.experiments.inference import InferenceConfig
+from pytorch_quantizer.experiments.inference_config import InferenceConfig
 from pytorch_quantizer.experiments.saved_model import measure_saved
 from pytorch_quantizer.reports.figures import require_matplotlib, write_figures
 from pytorch_quantizer.reports.live import PORT, serve

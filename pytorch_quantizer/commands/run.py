@@ -39,7 +39,8 @@ from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
 from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.data.registry import SPLITS
-from pytorch_quantizer.experiments.inference import Inference, InferenceConfig, infer, resolved, result_of
+from pytorch_quantizer.experiments.inference import Inference, infer, result_of
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, resolved
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.report import result_table, write_report
 from pytorch_quantizer.experiments.resources import Resources

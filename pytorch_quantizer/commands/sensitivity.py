@@ -28,7 +28,7 @@ from pytorch_quantizer.commands.report_flag import add_report_flag, check_report
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.evaluation.sensitivity import WHATS, corrections_of, sensitivity
-from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.experiments.sensitivity_report import FILES, answer, ranking, write_sensitivity
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.reports.pages import write_sensitivity_page

@@ -20,7 +20,7 @@ from pytorch_quantizer.data import ImageDataset, calibration_loader, make_loader
 from pytorch_quantizer.data.dataset import FileDataset
 from pytorch_quantizer.environment import choose_device, versions
 from pytorch_quantizer.evaluation import evaluate
-from pytorch_quantizer.experiments.inference import ResolvedConfig, load_images, load_model
+from pytorch_quantizer.experiments.inference_config import ResolvedConfig, load_images, load_model
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import quantize
 

@@ -19,14 +19,8 @@ from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.comparing import Comparing
 from pytorch_quantizer.experiments.comparison_record import FILE, Comparison
-from pytorch_quantizer.experiments.inference import (
-    DEFAULT_RESOURCES,
-    LATENCY_IMAGES,
-    InferenceConfig,
-    load_images,
-    load_model,
-    resolved,
-)
+from pytorch_quantizer.experiments.inference import DEFAULT_RESOURCES, LATENCY_IMAGES
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.experiments.quantize_job import quantize_job
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel

@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
@@ -19,14 +18,9 @@ from pytorch_quantizer.data import (
     ImageDataset,
     ImageLoader,
     calibration_loader,
-    has_split,
-    infer_dataset,
-    load_dataset,
-    load_unlabelled,
     make_loader,
 )
 from pytorch_quantizer.environment import choose_device, machine, versions
-from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import (
     Evaluation,
     Latency,
@@ -37,60 +31,22 @@ from pytorch_quantizer.evaluation import (
     latency_by_batch,
     measure_layers,
 )
+from pytorch_quantizer.experiments.inference_config import (
+    InferenceConfig,
+    ResolvedConfig,
+    load_images,
+    load_model,
+    resolved,
+)
 from pytorch_quantizer.experiments.quantize_job import quantize_job
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
-from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.ranks import ALONE, Ranks, device_of_rank
 
 LATENCY_IMAGES = 32  # of the larger batch that is timed; the other is one image
 LAYER_IMAGES = 16  # every tensor of them is held in memory at once, of two models
-DEFAULT_ARCH = {"imagenet": "resnet50", "folder": "resnet50"}  # elsewhere the CIFAR ResNet-20
 DEFAULT_RESOURCES = Resources()
-BUNDLED = {("digits", "resnet20"): "digits_resnet20"}
-
-
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
-
-
-@dataclass(frozen=True)
-class InferenceConfig:
-    """What to run; each field's ``metadata["help"]`` is its flag's help. The recipe itself is the recipe's business."""
-
-    dataset: str | None = _option(
-        None,
-        "digits (embedded), mnist, cifar10, imagenet, folder (any ImageFolder); default: what --data holds, or digits",
-    )
-    data: Path | None = _option(None, "the data set's folder (imagenet: default ~/datasets/ILSVRC2012)")
-    arch: str | None = _option(None, "resnet20 … resnet110 (CIFAR), or any torchvision classification model")
-    checkpoint: Path | None = _option(None, "weights: .safetensors, .pth, .th; default: bundled, else torchvision's")
-    image_size: int | None = _option(None, "pixels that images are brought to, square; default: the network's own")
-    calibration_samples: int = _option(1024, "images that ranges are chosen from, drawn from the training split")
-    calibration_data: Path | None = _option(
-        None, "another folder of images to draw them from, at any depth and without classes"
-    )
-    batch_size: int = _option(128, "images a batch")
-    limit: int | None = _option(None, "evaluate this many images, spread evenly over the data set")
-    device: str | None = _option(None, "cpu, cuda or cuda:N; default: the GPU if it works")
-    seed: int = _option(0, "of the calibration draw, and of learning")
-    strict: bool = _option(False, "stop at a module that can't be captured instead of leaving it in float")
-    skip_corrupt: bool = _option(False, "pass over images that can't be decoded, and count them")
-    statistics_file: Path | None = _option(
-        None, "what calibration saw: read if it is there, else collected and written, for the next run"
-    )
-    output: Path | None = _option(
-        None, "folder for result.json, details.json, layers.csv and .html; default: results/DATASET_ARCH_RECIPE"
-    )
-
-
-@dataclass(frozen=True)
-class ResolvedConfig(InferenceConfig):
-    """An InferenceConfig in which the data set and the network are named; see resolved()."""
-
-    dataset: str = "digits"
-    arch: str = "resnet20"
 
 
 @dataclass(frozen=True)
@@ -198,56 +154,6 @@ def result_of(done: Inference) -> InferenceResult:
         "answers": count_answers(done.evaluation, done.test.class_names),
     }
     return InferenceResult(record, layers.table, quantized, images[:LATENCY_IMAGES], details)
-
-
-def resolved(config: InferenceConfig) -> ResolvedConfig:
-    """The same with a data set and a network: what ``data`` holds, else digits; and the data set's usual network.
-
-    Raises InputError where ``data`` is not a folder.
-    """
-    dataset = config.dataset or ("digits" if config.data is None else infer_dataset(config.data))
-    given = {entry.name: getattr(config, entry.name) for entry in fields(config)}
-    return ResolvedConfig(**given | {"dataset": dataset, "arch": config.arch or DEFAULT_ARCH.get(dataset, "resnet20")})
-
-
-def load_images(config: ResolvedConfig) -> tuple[ImageDataset, ImageDataset, str]:
-    """(test images, calibration images, the split these come from, or the folder).
-
-    Calibration has ``calibration_data`` where it is given, else the training split, where there is one. Raises
-    InputError for images that aren't there.
-    """
-    preprocessing = default_preprocessing(config.arch, config.dataset, config.image_size)
-
-    def load(split: str) -> ImageDataset:
-        name, skip = config.dataset, config.skip_corrupt
-        return load_dataset(name, config.data, split=split, preprocessing=preprocessing, skip_corrupt=skip)
-
-    test = load("test")
-    if config.calibration_data is None:
-        source = "train" if has_split(config.dataset, config.data, "train") else "test"
-        return test, load(source), source
-    size = test[0][0].shape[-1]
-    alike = test.preprocessing if test.preprocessing.crop else replace(test.preprocessing, resize=size, crop=size)
-    folder = config.calibration_data.expanduser()
-    return test, load_unlabelled(folder, alike, skip_corrupt=config.skip_corrupt), str(folder)
-
-
-def load_model(config: ResolvedConfig, images: ImageDataset) -> nn.Module:
-    """The network with trained weights. Raises InputError where there are none: random ones would mean nothing."""
-    arch, checkpoint = config.arch, config.checkpoint
-    if checkpoint is None and (config.dataset, arch) in BUNDLED:
-        checkpoint = bundled_checkpoint(BUNDLED[config.dataset, arch])
-    if checkpoint is None and config.dataset != "imagenet":
-        raise InputError(
-            f"no weights for {arch} on {config.dataset}: give --checkpoint FILE (scripts/train.py makes one)"
-        )
-    return create_model(
-        arch,
-        num_classes=images.num_classes,
-        in_channels=images.in_channels,
-        checkpoint=checkpoint,
-        pretrained=checkpoint is None,
-    )
 
 
 def _both(model: nn.Module, quantized: QuantizedModel, evaluation: Evaluation, images: Tensor) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pytorch_quantizer.quantize import quantize
 from pytorch_quantizer.ranks import ALONE, Ranks
 
 if TYPE_CHECKING:
-    from pytorch_quantizer.experiments.inference import ResolvedConfig
+    from pytorch_quantizer.experiments.inference_config import ResolvedConfig
 
 
 def quantize_job(

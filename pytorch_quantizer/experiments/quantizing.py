@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device
-from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.experiments.quantize_job import quantize_job
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.graph.quantized_model import QuantizedModel

@@ -18,7 +18,7 @@ from pytorch_quantizer.data import load_dataset
 from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import CellStore, Network, weights_digest
-from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, resolved
 from pytorch_quantizer.experiments.reproduce import ONNX_RUNTIME, Table
 from pytorch_quantizer.experiments.reproduce_measure import RUNTIMES, TableRun, versions_of
 from pytorch_quantizer.experiments.reproduce_text import as_csv, as_markdown, heading, records, row_line

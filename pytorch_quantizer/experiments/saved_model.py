@@ -10,15 +10,8 @@ from pathlib import Path
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.evaluation import evaluate
-from pytorch_quantizer.experiments.inference import (
-    Inference,
-    InferenceConfig,
-    InferenceResult,
-    load_images,
-    load_model,
-    resolved,
-    result_of,
-)
+from pytorch_quantizer.experiments.inference import Inference, InferenceResult, result_of
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.export.checkpoint import load
 
 

@@ -19,7 +19,7 @@ from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import Latency, file_bytes, file_label, latency_by_batch
-from pytorch_quantizer.experiments.inference import ResolvedConfig
+from pytorch_quantizer.experiments.inference_config import ResolvedConfig
 from pytorch_quantizer.experiments.quantizing import Networks, quantize_network
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.export.onnx import export_onnx

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_quantizer.experiments.cells import Network
-from pytorch_quantizer.experiments.inference import BUNDLED
+from pytorch_quantizer.experiments.inference_config import BUNDLED
 from pytorch_quantizer.export.checkpoint import load
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import bundled_checkpoint

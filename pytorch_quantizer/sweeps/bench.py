@@ -16,7 +16,7 @@ from pytorch_quantizer.data import ImageDataset, calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.evaluation import Evaluation, evaluate, file_bytes
 from pytorch_quantizer.experiments.cells import code_digest
-from pytorch_quantizer.experiments.inference import ResolvedConfig, load_images, load_model
+from pytorch_quantizer.experiments.inference_config import ResolvedConfig, load_images, load_model
 from pytorch_quantizer.quantize import quantize
 from pytorch_quantizer.sweeps.point import Point
 

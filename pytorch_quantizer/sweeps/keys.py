@@ -11,7 +11,7 @@ from typing import Any
 
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.experiments.cells import images_digest, settings, weights_digest
-from pytorch_quantizer.experiments.inference import ResolvedConfig, load_images, load_model
+from pytorch_quantizer.experiments.inference_config import ResolvedConfig, load_images, load_model
 from pytorch_quantizer.sweeps.point import Point
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.experiments.inference import BUNDLED, InferenceConfig, ResolvedConfig, resolved
+from pytorch_quantizer.experiments.inference_config import BUNDLED, InferenceConfig, ResolvedConfig, resolved
 from pytorch_quantizer.models import default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.sweeps.point import Point

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from pytorch_quantizer.experiments.cells import settings
-from pytorch_quantizer.experiments.inference import ResolvedConfig
+from pytorch_quantizer.experiments.inference_config import ResolvedConfig
 from pytorch_quantizer.quantization.recipe import Recipe
 
 

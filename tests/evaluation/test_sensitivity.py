@@ -13,7 +13,7 @@ from torch import nn
 from pytorch_quantizer import InputError, Override, Recipe, evaluate, quantize
 from pytorch_quantizer.evaluation import sqnr_db
 from pytorch_quantizer.evaluation.sensitivity import chance, corrections_of, ranked, sensitivity, without_corrections
-from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, load_model, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 
 W4A4 = Recipe(weights="int4", activations="int4", first="int4", last="int4", residual="int8")
 FLOAT = {"weights": "float32", "activations": "float32"}

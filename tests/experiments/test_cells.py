@@ -10,7 +10,7 @@ import pytorch_quantizer.experiments.cells as cells
 from pytorch_quantizer import Recipe
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import CellStore, Network, code_digest, settings, weights_digest
-from pytorch_quantizer.experiments.inference import InferenceConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, resolved
 
 KEY = {"arch": "net", "recipe": {"weights": "int8"}, "sizes": (1, 2)}
 FEW = resolved(InferenceConfig(limit=20, calibration_samples=32, batch_size=32, device="cpu"))

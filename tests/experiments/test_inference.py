@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.experiments.inference import InferenceConfig, load_images, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, resolved
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import time
 
 import torch
 
-from pytorch_quantizer.experiments.inference import ResolvedConfig
+from pytorch_quantizer.experiments.inference_config import ResolvedConfig
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.sweeps.bench import Measured
 from pytorch_quantizer.sweeps.point import Point
