@@ -12,10 +12,14 @@ from bokeh.models.annotations import LabelSet, Whisker
 
 from pytorch_quantizer.reports.chart import Chart, bars_chart, source_of
 from pytorch_quantizer.reports.palette import BLUE, GREEN, GREY, ORANGE
-from pytorch_quantizer.reports.section import Drawing, Section
+from pytorch_quantizer.reports.section import Drawing, Markup, Section
 from pytorch_quantizer.reports.table import html_table
 
 MODELS = {"fp32": "float network", "quantized": "quantized network", "exported": "exported network"}
+HEADS = {
+    **{"median_ms": "median (ms)", "p10_ms": "10 % (ms)", "p90_ms": "90 % (ms)", "minimum_ms": "minimum (ms)"},
+    **{"batch_size": "batch", "repeats": "passes"},
+}
 LOOKS = {"simulated": (ORANGE, "/"), "dequantized-weights": (GREEN, "x"), "integer": (BLUE, " ")}
 WARNING = (
     "'simulated' computes in floating point on the quantization grid: its latency says nothing of integer hardware. "
@@ -52,15 +56,19 @@ def costs_section(record: dict[str, Any], prefix: str, title: str) -> Section:
             latency_chart(latencies), "Latency: the median, and from where to where 80 % of the passes lie.", half=True
         ),
         Drawing(size_chart(sizes), "Size of the file on disk.", half=True),
+        _latency_table(latencies, f"{prefix}_latency"),
         html_table(
-            latencies.drop(columns="name"), f"{prefix}_latency", formats=dict.fromkeys(TIMES, _ms), caption="Latency"
+            sizes.rename(columns={"kib": "KiB"}), f"{prefix}_sizes", whole=sizes, caption="Size",
+            formats={"KiB": lambda size: f"{size:,.1f}", "bytes": lambda size: f"{size:,}"},
         ),
-        html_table(sizes, f"{prefix}_sizes", formats={"kib": lambda size: f"{size:,.1f}"}, caption="Size"),
-    )
+    )  # fmt: skip
     return Section(title, WARNING if simulated else "", parts)
 
 
-TIMES = ("median_ms", "p10_ms", "p90_ms", "minimum_ms")
+def _latency_table(latencies: pd.DataFrame, name: str) -> Markup:
+    whole = latencies.drop(columns="name")
+    shown = whole.rename(columns=HEADS)
+    return html_table(shown, name, whole=whole, formats=dict.fromkeys(list(HEADS.values())[:4], _ms), caption="Latency")
 
 
 def latency_chart(rows: pd.DataFrame) -> Chart:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from bokeh.models import ColumnDataSource, HoverTool, Range1d
+from bokeh.models import AdaptiveTicker, ColumnDataSource, HoverTool, Range1d
 
 from pytorch_quantizer.evaluation.distributions import CODE
 from pytorch_quantizer.reports.chart import Chart, chart, legend_above
@@ -89,6 +89,8 @@ class Distribution:
             return f"{self.name} is a weight: it is the same for all batches."
         if not self.batches:
             return f"{self.name}: its batches are not known; statistics from a file don't tell them apart."
+        if len(self.batches) == 1:
+            return f"{self.name}: smallest and largest value of the one calibration batch."
         return f"{self.name}: smallest and largest value of each of {len(self.batches)} calibration batches."
 
 
@@ -187,6 +189,7 @@ def _ranges(shown: Distribution, prefix: str) -> Chart:
         x_label="calibration batch", y_label="value", height=260, x_range=Range1d(start=left, end=right),
         y_range=Range1d(start=low, end=high), name=f"{prefix}ranges",
     )  # fmt: skip
+    made.xaxis.ticker = AdaptiveTicker(min_interval=1)  # no half batches
     made.hspan(y="y", source=chosen, line_color=VERMILION, line_width=2, line_dash="dashed", legend_label="range")
     for end, shape, colour in (("high", "triangle", BLUE), ("low", "inverted_triangle", PURPLE)):
         made.line("batch", end, source=batches, color=colour, line_alpha=0.5)

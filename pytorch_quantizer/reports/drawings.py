@@ -52,6 +52,7 @@ def draw_size(part: pd.DataFrame) -> Figure:
     sizes = part["kib"].dropna()
     if sizes.max() > WIDE * sizes.min():
         axes.set_xscale("log")
+        _plain_ticks(axes.xaxis)
     _scatter(axes, part, "kib")
     axes.set_xlabel("size of the file (KiB)")
     return made
@@ -127,6 +128,7 @@ def draw_distribution(one: Distribution) -> Figure:
             axes.axvline(end, color=VERMILION, linestyle="--", linewidth=1)
         axes.set_yscale(scale)
         axes.set_xlabel(one.label())
+    _plain_ticks(pair[1].yaxis)
     pair[0].set_ylabel("share of the values (%)")
     made.suptitle(f"{one.name}, {one.entry['type']}", fontsize="medium")
     return made
@@ -141,6 +143,7 @@ def draw_batches(one: Distribution) -> Figure:
         axes.plot(numbers, values, f"{mark}-", color=colour, markersize=4, linewidth=0.8, label=f"{name} value")
     for end, label in zip(one.ends(), ("range", None), strict=True):
         axes.axhline(end, color=VERMILION, linestyle="--", linewidth=1, label=label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("calibration batch")
     axes.set_ylabel(one.name)
     _legend(axes)
@@ -220,6 +223,14 @@ def _scatter(axes: Any, part: pd.DataFrame, x: str) -> None:
                   linestyle="none", label=f"activations {kind}")  # fmt: skip
     axes.set_ylabel("top-1 (%)")
     _legend(axes)
+
+
+def _plain_ticks(axis: Any) -> None:
+    """Write a logarithmic axis' ticks as 0.01, 1, 100: 10² would be mathematics, as which no text here is read."""
+    from matplotlib.ticker import FuncFormatter, LogFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(LogFormatter())  # nothing, unless the axis is shorter than a power of ten
 
 
 def _names_down(axes: Any, places: Any, names: Any) -> None:

@@ -4,6 +4,7 @@ Drawing them is drawings.py's; matplotlib comes with the extra [figures].
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import re
 from collections.abc import Iterator
@@ -129,8 +130,12 @@ def _of_classes(run: Run) -> Named:
 
 def _check_tensor(material: Material, tensor: str | None) -> None:
     known = [entry["name"] for run in material.runs for entry in (run.details or {"tensors": []})["tensors"]]
-    if tensor is not None and tensor not in known:
-        raise InputError(f"--tensor must be one of the runs' tensors, such as {', '.join(known[:4])}, got {tensor!r}")
+    if tensor is None or tensor in known:
+        return
+    if not known:
+        raise InputError(f"--tensor {tensor!r} is none that was read: only folders of `pq run` hold tensors' values")
+    close = difflib.get_close_matches(tensor, known, 4, 0)
+    raise InputError(f"--tensor must be one of the runs' tensors, such as {', '.join(close)}, got {tensor!r}")
 
 
 def _save(drawn: Figure, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +16,7 @@ ORIGINS = {"versions": "Versions", "machine": "Machine", "calibration": "Calibra
 
 def recipe_section(recipe: dict[str, Any], prefix: str, title: str) -> Section:
     """The recipe: what it changes of the defaults, then all of it."""
-    defaults = asdict(Recipe())
+    defaults = json.loads(json.dumps(asdict(Recipe())))  # as a record has them
     changed = {name: value for name, value in recipe.items() if name not in defaults or value != defaults[name]}
     parts = (
         pairs_table(changed, f"{prefix}_recipe_changes", "What differs from the defaults"),

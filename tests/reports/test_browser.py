@@ -116,6 +116,8 @@ class TestTheWholePage:
         assert not whole.page.locator(".download").first.is_visible()
         heights = "Array.from(document.querySelectorAll('.scroll'), (one) => one.scrollHeight - one.clientHeight)"
         assert max(whole.run(heights)) <= 1
+        widths = "Array.from(document.querySelectorAll('.scroll'), (one) => one.scrollWidth - one.clientWidth)"
+        assert max(whole.run(widths)) <= 1  # no column is cut off
         whole.page.emulate_media(media="screen")
         assert whole.page.pdf(prefer_css_page_size=True)[:5] == b"%PDF-"
 
@@ -127,6 +129,14 @@ class TestOnAPhone:
         widths = page.run("Array.from(document.querySelectorAll('figure'), (one) => one.getBoundingClientRect().right)")
         assert max(widths) <= 360
         assert page.complaints == []
+        page.close()
+
+    def test_long_names_are_broken(self, chromium, tmp_path):
+        path = tmp_path / "report.html"
+        folders = [write_run(tmp_path / f"{'resnet20_' * 8}{i}") for i in range(2)]
+        write_report_page(path, read_material([*folders, write_diagnosis(tmp_path / ("sensitivity_" * 8))]))
+        page = Opened(chromium, path.as_uri(), width=360, height=780)
+        assert page.run("[document.documentElement.scrollWidth, innerWidth]") == [360, 360]
         page.close()
 
 

@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 from PIL import Image
-from report_examples import EVIL, write_all, write_run
+from report_examples import EVIL, write_all, write_run, write_sweep
 
 from pytorch_quantizer import InputError
 from pytorch_quantizer.reports.figures import write_figures
@@ -50,6 +50,12 @@ def test_text_stays_text_and_is_no_markup(written):
     assert "<script" not in svg
 
 
+def test_logarithmic_axes_have_plain_numbers(written):
+    svg = next(path for path in written if path.name == "run_relu2_values.svg").read_text()
+    assert "mathdefault" not in svg
+    assert ">10</text>" in svg
+
+
 def test_the_same_data_give_the_same_bytes(written, material, tmp_path):
     again = write_figures(tmp_path, material)
     assert [path.read_bytes() for path in written] == [path.read_bytes() for path in again]
@@ -63,8 +69,13 @@ def test_another_tensor(tmp_path):
 
 
 def test_a_tensor_that_is_not_there(tmp_path, material):
-    with pytest.raises(InputError, match=r"--tensor must be .* such as conv1\.weight, .* got 'nope'"):
-        write_figures(tmp_path, material, "nope")
+    with pytest.raises(InputError, match=r"--tensor must be .* such as conv1\.weight, .* got 'conv1'"):
+        write_figures(tmp_path, material, "conv1")
+
+
+def test_a_tensor_where_there_are_none(tmp_path):
+    with pytest.raises(InputError, match="'x' is none that was read: only folders of `pq run`"):
+        write_figures(tmp_path, read_material([write_sweep(tmp_path / "sweep")]), "x")
 
 
 def test_without_matplotlib(tmp_path, material, monkeypatch):
