@@ -21,8 +21,9 @@ from pytorch_quantizer.graph.place import producers
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.share import copy_sharing, own_tensors
 from pytorch_quantizer.graph.site import Site
+from pytorch_quantizer.quantization.dynamic_fields import DYNAMIC
 from pytorch_quantizer.quantization.qtypes import Quantizer
-from pytorch_quantizer.quantization.recipe import DYNAMIC, Recipe
+from pytorch_quantizer.quantization.recipe import Recipe
 
 QUANTIZERS = "quantizers"  # the submodule that holds those of activations
 

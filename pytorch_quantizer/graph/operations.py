@@ -250,7 +250,7 @@ def weighted_nodes(graph: GraphModule) -> Iterator[tuple[Node, Layer | Recurrenc
 
 
 def layer_kind(graph: GraphModule, node: Node) -> str:
-    """A recipe's word for the layer that a node calls (recipe.DYNAMIC_LAYERS)."""
+    """A recipe's word for the layer that a node calls (dynamic_fields.DYNAMIC_LAYERS)."""
     if any(isinstance(module_of(graph, called), Recurrence | Gates) for called in (node, *node.users)):
         return "recurrent"
     return "linear" if isinstance(module_of(graph, node), nn.Linear) else "convolution"

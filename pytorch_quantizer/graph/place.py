@@ -43,9 +43,10 @@ from pytorch_quantizer.graph.operations import (
 from pytorch_quantizer.graph.requests import Requests
 from pytorch_quantizer.graph.site import WIDE, Site
 from pytorch_quantizer.quantization.clipping import Domain
+from pytorch_quantizer.quantization.dynamic_fields import DYNAMIC
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, IntQuantizer, NumberType, Quantizer
 from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantizer
-from pytorch_quantizer.quantization.recipe import DYNAMIC, OUTPUT_MSE, Recipe
+from pytorch_quantizer.quantization.recipe import OUTPUT_MSE, Recipe
 
 FLOAT_ASKED = "the recipe asks for float32"
 NETWORK_OUTPUT = "network output"

@@ -5,7 +5,6 @@ Which tensors that concerns is graph/'s business.
 from __future__ import annotations
 
 import difflib
-import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from fnmatch import fnmatchcase
 from importlib import resources
@@ -17,8 +16,11 @@ import yaml
 from pytorch_quantizer import ops
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.quantization.allocation_fields import ALLOCATIONS, check_allocation
 from pytorch_quantizer.quantization.bias_correction import ACTIVATION_CORRECTIONS, CORRECTIONS, FORMS
 from pytorch_quantizer.quantization.clipping import CLIPPINGS, check_clipping
+from pytorch_quantizer.quantization.deployable_fields import check_deployable
+from pytorch_quantizer.quantization.dynamic_fields import DYNAMIC, DYNAMIC_LAYERS, check_dynamic, layers_in_order
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
 from pytorch_quantizer.quantization.reconstruction_fields import LEARNED, RECONSTRUCTIONS, check_reconstruction
 from pytorch_quantizer.quantization.tuning_fields import check_tuning
@@ -30,10 +32,7 @@ CLIPPING_NAMES = ", ".join(CLIPPINGS)
 OUTPUT_MSE = "output_mse"  # weights' range by the error of the layer's outputs (quantization/output_error.py)
 GRANULARITIES = ("per_tensor", "per_channel")
 OPEN = "default: 8 bits, or as the others where they are wider"
-ALLOCATIONS = ("none", "bits", "bins", "midtread")
 BIASES = ("int32", "float32")
-DYNAMIC_LAYERS = ("linear", "recurrent", "convolution")
-DYNAMIC = "dynamic"
 CHOICES = {
     "weight_granularity": GRANULARITIES,
     "activation_granularity": GRANULARITIES,
@@ -55,14 +54,6 @@ CHOICES = {
     "bias": BIASES,
     "rounding": ops.ROUNDINGS,
 }
-NEEDED_TO_DEPLOY = {
-    "rounding": "half_even",
-    "activation_granularity": "per_tensor",
-    "weight_allocation": "none",
-    "activation_allocation": "none",
-}
-NEEDED_OFFLINE = {"bias": "int32", "statistics": "offline"}
-NEEDED_DYNAMIC = {"clip": "minmax", "activation_symmetric": False}  # ONNX's DynamicQuantizeLinear knows no other range
 
 
 def _setting(default: Any, text: str) -> Any:
@@ -199,12 +190,11 @@ class Recipe:
         for name, allowed in CHOICES.items():
             _check_member(name, getattr(self, name), allowed)
         self._check_plain_fields()
-        object.__setattr__(self, "dynamic_layers", _in_order(self.dynamic_layers))
+        object.__setattr__(self, "dynamic_layers", layers_in_order(self.dynamic_layers))
         object.__setattr__(self, "overrides", tuple(_as_override(entry) for entry in self.overrides))
-        self._check_together()
-        check_reconstruction(self)
-        check_tuning(self)
-        self._check_deployable()
+        self._check_corrections()
+        for check in (check_dynamic, check_allocation, check_reconstruction, check_tuning, check_deployable):
+            check(self)
 
     def _check_plain_fields(self) -> None:
         """Names and switches: YAML makes numbers of some and text of others, and a text "false" would count as true."""
@@ -222,8 +212,8 @@ class Recipe:
         if not isinstance(self.overrides, list | tuple):
             raise InputError(f"overrides must be a list of mappings that hold 'layers', got {self.overrides!r}")
 
-    def _check_together(self) -> None:
-        """What the fields ask of one another."""
+    def _check_corrections(self) -> None:
+        """What the fields of corrections ask of one another."""
         gain = self.activation_correction in ("gain", "both") or self.weight_correction in ("variance", "both")
         if gain and self.weight_granularity == "per_tensor":
             raise InputError(
@@ -236,98 +226,6 @@ class Recipe:
             )
         if self.weight_correction_form == "paper" and self.weight_correction not in ("none", "both"):
             raise InputError("weight_correction_form paper is mean and variance together: set weight_correction both")
-        if self.activation_allocation != "none" and self.activation_granularity != "per_channel":
-            raise InputError("activation_allocation gives channels their bits: set activation_granularity per_channel")
-        if self.statistics != "offline" and self.activation_allocation != "none":
-            raise InputError("activation_allocation needs to know the channels: set statistics offline")
-        if self.statistics != "offline" and self.mixed_precision in ("activations", "both"):
-            raise InputError("mixed_precision of activations needs to know the tensors: set statistics offline")
-        self._check_dynamic()
-        self._check_integers()
-        self._check_budget()
-        self._check_other_budgets()
-        if self.weight_allocation != "none" and self.weight_granularity != "per_channel":
-            raise InputError("weight_allocation gives each channel its bits: set weight_granularity per_channel")
-
-    def _check_dynamic(self) -> None:
-        """What ranges of each batch, of what layers read, ask of the other fields."""
-        if self.statistics != DYNAMIC:
-            if self.dynamic_layers != Recipe.dynamic_layers:
-                raise InputError("dynamic_layers says what statistics dynamic quantizes: set statistics dynamic")
-            return
-        if self.bias != "float32":
-            raise InputError("with statistics dynamic no grid of a layer's sums is fixed: set bias float32")
-        if self.wide_residual or self.residual is not None:
-            raise InputError("with statistics dynamic additions stay in float: leave out residual and wide_residual")
-
-    def _check_integers(self) -> None:
-        """Bits can be divided among uniform grids alone."""
-        asked = (
-            ("weight_allocation", "weights", self.weight_allocation != "none"),
-            ("activation_allocation", "activations", self.activation_allocation != "none"),
-            ("mixed_precision", "weights", self.mixed_precision in ("weights", "both")),
-            ("mixed_precision", "activations", self.mixed_precision in ("activations", "both")),
-        )
-        for name, what, is_asked in asked:
-            if is_asked and NumberType.parse(getattr(self, what)).name != "int":
-                given = f"{name} divides bits among int types, and {what} are {getattr(self, what)}"
-                raise InputError(f"{given}: set {what} to int4 or the like, or {name} to none")
-
-    def _check_budget(self) -> None:
-        budget = self.mixed_precision_budget
-        if budget is None:
-            return
-        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 2 <= budget <= 8:
-            raise InputError(f"mixed_precision_budget must be from 2 to 8 bits a value, or left out, got {budget!r}")
-        if self.mixed_precision == "none":
-            raise InputError("mixed_precision_budget needs mixed_precision: weights, activations or both")
-
-    def _check_other_budgets(self) -> None:
-        for name in ("mixed_precision_size", "mixed_precision_bit_operations"):
-            given = getattr(self, name)
-            if given is None:
-                continue
-            if isinstance(given, bool) or not isinstance(given, int | float) or not 0 < given < math.inf:
-                raise InputError(f"{name} must be a positive number, or left out, got {given!r}")
-            if self.mixed_precision == "none":
-                raise InputError(f"{name} needs mixed_precision: weights, activations or both")
-        if self.mixed_precision_size is not None and self.mixed_precision == "activations":
-            raise InputError("mixed_precision_size limits weights: set mixed_precision weights or both")
-        if self.mixed_precision_criterion != "noise" and self.mixed_precision == "none":
-            raise InputError("mixed_precision_criterion needs mixed_precision: weights, activations or both")
-
-    def _check_deployable(self) -> None:
-        wanted = [self.weights, self.activations, self.residual, self.first, self.last]
-        wanted += [text for override in self.overrides for text in (override.weights, override.activations)]
-        for text in wanted:
-            if text and self.deployable and not NumberType.parse(text).is_integer:
-                raise InputError(f"{text} tensors can't run in integer kernels; set deployable: false to simulate them")
-        dynamic = self.statistics == DYNAMIC
-        for name, needed in (NEEDED_TO_DEPLOY | (NEEDED_DYNAMIC if dynamic else NEEDED_OFFLINE)).items():
-            value = getattr(self, name)
-            if self.deployable and value != needed:
-                raise InputError(f"{name}={value!r} can't run in integer kernels; set deployable: false to simulate it")
-        if self.deployable and dynamic:
-            self._check_deployable_dynamic()
-
-    def _check_deployable_dynamic(self) -> None:
-        """Kernels that choose ranges themselves read uint8, and weights of 8 bits at most."""
-        read = [self.activations, self.first, self.last, *(override.activations for override in self.overrides)]
-        for text in filter(None, read):
-            if NumberType.parse(text).bits != 8:
-                raise InputError(
-                    f"with statistics dynamic integer kernels read int8 tensors alone, not {text}; "
-                    "set deployable: false to simulate it"
-                )
-        for text in filter(None, [self.weights, *(override.weights for override in self.overrides)]):
-            if NumberType.parse(text).bits > 8:
-                raise InputError(
-                    f"with statistics dynamic integer kernels take weights of 8 bits or fewer, not {text}; "
-                    "set deployable: false to simulate it"
-                )
-        for override in self.overrides:
-            if override.clip not in (None, "minmax"):
-                raise InputError(f"clip={override.clip!r} can't run in integer kernels; set deployable: false")
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
@@ -402,16 +300,6 @@ def _read(path: Path) -> str:
         raise InputError(f"cannot read the recipe {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read the recipe {path}: it is not UTF-8 text") from error
-
-
-def _in_order(names: str) -> str:
-    """Some of DYNAMIC_LAYERS, divided by commas, in that table's order."""
-    given = [name.strip() for name in names.split(",")] if isinstance(names, str) else []
-    if not given or any(name not in DYNAMIC_LAYERS for name in given):
-        raise InputError(
-            f"dynamic_layers must be some of {', '.join(DYNAMIC_LAYERS)}, divided by commas, got {names!r}"
-        )
-    return ", ".join(name for name in DYNAMIC_LAYERS if name in given)
 
 
 def _as_override(entry: Override | dict[str, Any]) -> Override:
