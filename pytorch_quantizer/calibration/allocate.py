@@ -13,7 +13,8 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.bit_allocation import allocate_bits, midtread_levels
 from pytorch_quantizer.quantization.qtypes import IntQuantizer
-from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
+from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer
+from pytorch_quantizer.quantization.qtypes.mid_tread_quantizer import MidTreadQuantizer
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantization.statistics import TensorStatistics
 

@@ -14,7 +14,8 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.export.plain_values import decode, encode
 from pytorch_quantizer.quantization.clipping import Domain, Support
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, BiasQuantizer, IntQuantizer, Quantizer
-from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
+from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer
+from pytorch_quantizer.quantization.qtypes.mid_tread_quantizer import MidTreadQuantizer
 from pytorch_quantizer.quantization.qtypes.online_quantizer import OnlineQuantizer
 
 SETTINGS: dict[str, Any] = {  # and what they are

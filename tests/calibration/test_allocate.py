@@ -6,7 +6,8 @@ from networks import images, sequence
 from torch import nn
 
 from pytorch_quantizer import InputError, Recipe, quantize
-from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
+from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer
+from pytorch_quantizer.quantization.qtypes.mid_tread_quantizer import MidTreadQuantizer
 
 PAPER = Recipe(
     activations="int4",

@@ -11,7 +11,8 @@ from scipy.stats import entropy as scipy_entropy
 from pytorch_quantizer import InputError, IntQuantizer, QParams
 from pytorch_quantizer.quantization.bit_allocation import midtread_levels
 from pytorch_quantizer.quantization.entropy import code_entropy, entropy_of
-from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
+from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer
+from pytorch_quantizer.quantization.qtypes.mid_tread_quantizer import MidTreadQuantizer
 
 codes_lists = st.lists(st.integers(-128, 127), min_size=1, max_size=60)
 GAUSSIAN_BITS = 0.5 * math.log2(2 * math.pi * math.e)  # differential entropy at σ = 1

@@ -10,7 +10,8 @@ import torch
 from pytorch_quantizer import InputError, IntQuantizer, TensorStatistics
 from pytorch_quantizer.quantization.bit_allocation import allocate_bits
 from pytorch_quantizer.quantization.clipping import Domain
-from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer, MidTreadQuantizer
+from pytorch_quantizer.quantization.qtypes.allocated_quantizer import AllocatedQuantizer
+from pytorch_quantizer.quantization.qtypes.mid_tread_quantizer import MidTreadQuantizer
 
 BITS = torch.tensor([4, 0, 2, 8, 1, 4, 16, 3])
 LEVELS = torch.tensor([15, 1, 3, 255, 5, 15, 65535, 9])
