@@ -1,4 +1,4 @@
-"""MidTreadQuantizer: uniform grids around zero whose number of levels differs from channel to channel, any whole number.
+"""MidTreadQuantizer: uniform grids around zero whose number of levels differs from channel to channel.
 How many each channel gets is decided in bit_allocation.py. Integer kernels don't run it.
 """
 
