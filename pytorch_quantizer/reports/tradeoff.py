@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 from bokeh.models import ColumnDataSource, FactorRange
@@ -17,7 +18,8 @@ from pytorch_quantizer.reports.pareto import on_front
 from pytorch_quantizer.reports.section import Drawing, Markup, Section, paragraph
 from pytorch_quantizer.reports.table import bytes_text, counted, html_table, percent, points, written
 
-GROUP = ["dataset", "arch", "recipe", "weights", "activations"]
+GROUP = ("dataset", "arch", "recipe", "weights", "activations")
+APART = {"checkpoint": "weights of", "samples": "images", "calibration_samples": "images for ranges", "settings": ""}
 NEEDED = (*GROUP, "seed", "top1", "fp32_top1", "size_bytes", "error")
 NAMED_BITS = {"binary": 1, "ternary": 2}
 WIDE = 30  # times the smallest size, from which on a logarithmic axis shows more
@@ -47,16 +49,16 @@ def bits_of(number_type: str) -> float:
 def tradeoff_points(results: pd.DataFrame) -> pd.DataFrame:
     """A row for each row of a sweep that has figures, with what charts need beside.
 
-    panel: network and data set. setting: W4A8. bits: of weights and activations together. percent, drop: top-1 in % and
-    its difference to float32 in points. kib: size in KiB. front: whether its recipe, by its mean over seeds, is on the
-    Pareto front of top-1 against size in its panel.
+    panel: network and data set, and weights and number of images where there are several. setting: W4A8. bits: of
+    weights and activations together. percent, drop: top-1 in % and its difference to float32 in points. kib: size in
+    KiB. front: whether its recipe, by its mean over seeds, is on the Pareto front of top-1 against size in its panel.
     """
     rows = results[results["top1"].notna()].reset_index(drop=True)
     weights, activations = (rows[name].map(bits_of) for name in ("weights", "activations"))
     drop = 100 * (rows["top1"] - rows["fp32_top1"])
     rows = rows.assign(
         key=[f"p{i}" for i in range(len(rows))],
-        panel=rows["arch"].astype(str) + " on " + rows["dataset"].astype(str),
+        panel=_panels(rows),
         setting=[f"W{_short(w)}A{_short(a)}" for w, a in zip(weights, activations, strict=True)],
         bits=weights.astype(float) + activations.astype(float),
         percent=100 * rows["top1"],
@@ -66,12 +68,37 @@ def tradeoff_points(results: pd.DataFrame) -> pd.DataFrame:
         same=100 * rows["agreement"] if "agreement" in rows else math.nan,
         ratio=rows["size_bytes"].astype("float64") / rows.get("fp32_size_bytes", pd.Series(math.nan, rows.index)),
     )
-    return rows.merge(mean_points(rows)[[*GROUP, "front"]], on=GROUP, how="left")
+    groups = grouped_by(rows)
+    return rows.merge(mean_points(rows)[[*groups, "front"]], on=groups, how="left")
+
+
+def grouped_by(rows: pd.DataFrame) -> list[str]:
+    """The columns in which rows of one setting are equal: they differ in their seeds alone."""
+    return [*GROUP, *(name for name in APART if name in rows)]
+
+
+def _panels(rows: pd.DataFrame) -> pd.Series:
+    """What the charts of each row are called: rows under one name have one float network, on the same images."""
+    names = rows["arch"].astype(str) + " on " + rows["dataset"].astype(str)
+    written = {"checkpoint": _file_names(rows), "samples": rows.get("samples", names).astype(str) + " images"}
+    found = names
+    for column, text in written.items():
+        if column in rows:
+            is_one_of_several = rows.groupby(names)[column].transform("nunique", dropna=False) > 1
+            found = found.where(~is_one_of_several, found + ", " + text)
+    return found
+
+
+def _file_names(rows: pd.DataFrame) -> pd.Series:
+    """Checkpoints by their file's name, or their path where two are called the same; those that have none by nature."""
+    paths = rows.get("checkpoint", pd.Series("", rows.index)).fillna("").astype(str)
+    names = {path: Path(path).name or "its own weights" for path in paths.unique()}
+    return paths.map(names) if len(set(names.values())) == len(names) else paths
 
 
 def mean_points(rows: pd.DataFrame) -> pd.DataFrame:
     """The means over seeds of what ``tradeoff_points`` gives its rows: a row a recipe, with ``front``."""
-    means = rows.groupby(GROUP, sort=False, as_index=False, dropna=False).agg(
+    means = rows.groupby(grouped_by(rows), sort=False, as_index=False, dropna=False).agg(
         percent=("percent", "mean"), kib=("kib", "mean"), panel=("panel", "first"), setting=("setting", "first")
     )
     fronts = [
@@ -149,11 +176,12 @@ def _scatter(made: Chart, part: pd.DataFrame, source: ColumnDataSource, x: str) 
 
 def _table(rows: pd.DataFrame, results: pd.DataFrame, name: str) -> Markup:
     networks = ["arch", "dataset"] if rows["panel"].nunique() > 1 else []
+    networks += [name for name, head in APART.items() if head and name in rows and rows[name].nunique() > 1]
     names = [*networks, *(column for column in FIGURES if column in rows and rows[column].notna().any())]
     shown = (
         rows[names]
         .assign(**{"Pareto front": ["●" if front else "" for front in rows["front"]]})
-        .rename(columns=FIGURES)
+        .rename(columns=FIGURES | APART)
     )
     formats = {"top-1": percent, "same prediction": percent, "change": lambda drop: points(drop / 100)}
     formats |= {"F1": lambda value: f"{value:.4f}", "size": bytes_text, "of float32's": lambda ratio: f"{ratio:.2f} x"}

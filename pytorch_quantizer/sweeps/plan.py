@@ -64,20 +64,33 @@ def parse_plan(content: Any, overrides: Mapping[str, Any]) -> tuple[Settings, li
     settings = _settings(content.get("settings") or {}, overrides)
     if ("points" in content) == ("recipes" in content):
         raise InputError("a sweep needs either recipes, with datasets, models and seeds, or points; give one of them")
-    if "points" in content:
-        for key in GRID:
-            if key in content:
-                raise InputError(f"points are a list of their own: leave {key} out, or write recipes instead of points")
-        return settings, _listed(settings, content["points"])
-    return settings, _grid(settings, content)
+    for key in GRID:
+        if "points" in content and key in content:
+            raise InputError(f"points are a list of their own: leave {key} out, or write recipes instead of points")
+    points = _listed(settings, content["points"]) if "points" in content else _grid(settings, content)
+    _check_names([point.recipe for point in points])
+    return settings, points
+
+
+def _check_names(recipes: Iterable[Recipe]) -> None:
+    """Raise InputError where two recipes have one name: nobody could tell their rows apart."""
+    named: dict[str, Recipe] = {}
+    for recipe in recipes:
+        first = named.setdefault(recipe.name, recipe)
+        if recipe.replace(seed=first.seed) != first:
+            raise InputError(f"two different recipes are called {recipe.name!r}: give each a name of its own")
 
 
 def _grid(settings: Settings, content: Mapping[str, Any]) -> list[Point]:
-    images = [_images(*entry) for entry in _places("datasets", content.get("datasets", [{}]))]
-    networks = [_weights(*entry) for entry in _places("models", content.get("models", [{}]))]
+    images = [(place, _images(place, entry)) for place, entry in _places("datasets", content.get("datasets", [{}]))]
+    networks = [(place, _weights(place, entry)) for place, entry in _places("models", content.get("models", [{}]))]
     recipes = parse_recipes("recipes", _list("recipes", content["recipes"]))
     seeds = [_seed("seeds", seed) for seed in _list("seeds", content.get("seeds", [0]))]
-    configs = [_config(settings, *pair) for pair in product(images, networks) if _belong(*pair)]
+    configs = [
+        _config(f"{which} on {where}", settings, those, network)
+        for (where, those), (which, network) in product(images, networks)
+        if _belong(those, network)
+    ]
     if not configs:
         raise InputError("no model is for any of the datasets: check the models' key datasets")
     return [_point(config, recipe, seed) for config, recipe, seed in product(configs, recipes, seeds)]
@@ -93,7 +106,7 @@ def _entry_points(settings: Settings, place: str, entry: Any) -> list[Point]:
         raise InputError(f"{place} needs recipe: a shipped recipe's name, a YAML file, or a mapping of its fields")
     images = _images(place, {key: given[key] for key in DATASET_KEYS if key in given})
     weights = _weights(place, {key: given[key] for key in ("arch", "checkpoint") if key in given})
-    config = _config(settings, images, weights)
+    config = _config(place, settings, images, weights)
     recipes = parse_recipes(f"{place}.recipe", [given["recipe"]])
     return [_point(config, recipe, _seed(f"{place}.seed", given.get("seed", 0))) for recipe in recipes]
 
@@ -102,8 +115,15 @@ def _point(config: ResolvedConfig, recipe: Recipe, seed: int) -> Point:
     return Point(replace(config, seed=seed), recipe.replace(seed=seed))
 
 
-def _config(settings: Settings, images: Images, weights: Weights) -> ResolvedConfig:
+def _config(place: str, settings: Settings, images: Images, weights: Weights) -> ResolvedConfig:
     """What to run. Raises InputError for a name that isn't known, and a file or folder that isn't there."""
+    try:
+        return _resolved(settings, images, weights)
+    except InputError as error:
+        raise InputError(f"{place}: {error}") from error
+
+
+def _resolved(settings: Settings, images: Images, weights: Weights) -> ResolvedConfig:
     common = {name: value for name, value in asdict(settings).items() if name != "data"}
     data = settings.data if images.data is None and images.dataset != "digits" else images.data
     asked = InferenceConfig(**common, dataset=images.dataset, data=data, arch=weights.arch)

@@ -89,6 +89,31 @@ class TestPoints:
         assert len(means) == 6
         assert means["percent"].iloc[0] == pytest.approx(rows["percent"].iloc[:2].mean())
 
+    @pytest.mark.parametrize("column", ["checkpoint", "samples"])
+    def test_other_weights_and_other_images_have_charts_of_their_own(self, column):
+        values = {"checkpoint": ("a/one.th", "a/two.th"), "samples": (100, 500)}[column]
+        one, other = (sweep_rows(recipes=1).assign(**{column: value}) for value in values)
+        found = tradeoff_points(pd.concat([one, other.assign(top1=other["top1"] - 0.5, fp32_top1=0.4)]))
+        assert {panel: set(part["fp32_top1"]) for panel, part in found.groupby("panel")} == {
+            f"resnet20 on cifar10, {name}": {float32}
+            for name, float32 in zip(
+                {"checkpoint": ("one.th", "two.th"), "samples": ("100 images", "500 images")}[column],
+                (0.915, 0.4),
+                strict=True,
+            )
+        }
+        assert found[found["front"]]["panel"].nunique() == 2
+
+    @pytest.mark.parametrize("column", ["calibration_samples", "settings"])
+    def test_means_are_not_over_other_settings(self, column):
+        rows = pd.concat([sweep_rows(recipes=1).assign(**{column: value}) for value in ("1", "2")])
+        assert len(mean_points(tradeoff_points(rows))) == 12
+        assert tradeoff_points(rows)["panel"].nunique() == 1
+
+    def test_files_of_one_name_are_told_apart_by_their_folders(self):
+        rows = pd.concat([sweep_rows(recipes=1).assign(checkpoint=path) for path in ("a/net.th", "b/net.th")])
+        assert {*tradeoff_points(rows)["panel"]} == {f"resnet20 on cifar10, {path}/net.th" for path in "ab"}
+
     def test_columns_that_older_tables_lack(self):
         few = sweep_rows().drop(columns=["agreement", "fp32_size_bytes", "f1"])
         assert tradeoff_points(few)["same"].isna().all()

@@ -96,6 +96,10 @@ def test_a_list_of_points():
     assert second.recipe.clip == "mse"
 
 
+def test_a_recipe_may_come_again():
+    assert len(points("points: [{recipe: w8a8, seed: 1}, {recipe: w8a8, seed: 2}, {recipe: w8a8, seed: 1}]")) == 3
+
+
 def test_comments(tmp_path):
     (tmp_path / "sweep.yaml").write_text("_comment: all\nrecipes: [{_why: 1, recipe: w8a8}]\nsettings: {_limit: 3}\n")
     assert len(read_plan(tmp_path / "sweep.yaml")[1]) == 1
@@ -137,7 +141,13 @@ class TestMistakes:
             ("{recipes: [w8a8], settings: {limit: 0}}", "settings: limit must be a whole number"),
             ("{recipes: [w8a8], settings: {limits: 5}}", "settings has an unknown key 'limits': did you mean 'limit'"),
             ("{recipes: [w8a8], settings: {strict: 'no'}}", "strict must be true or false"),
-            ("{recipes: [w8a8], models: [resnet21]}", "unknown arch 'resnet21'"),
+            ("{recipes: [{name: a, clip: mse}, {name: a, clip: kl}]}", "two different recipes are called 'a'"),
+            (
+                "{points: [{recipe: {name: w8a8, weights: int4}}, {recipe: w8a8, seed: 1}]}",
+                "two different recipes are called 'w8a8'",
+            ),
+            ("{recipes: [w8a8], models: [resnet21]}", r"models\[0\] on datasets\[0\]: unknown arch 'resnet21'"),
+            ("{points: [{recipe: w8a8}, {recipe: w8a8, arch: resnet21}]}", r"points\[1\]: unknown arch 'resnet21'"),
             ("{recipes: [w8a8], models: [resnet32]}", "no weights for resnet32 on digits"),
             ("{recipes: [w8a8], models: [{arch: resnet20, checkpoint: /nowhere}]}", "none at /nowhere"),
             ("{recipes: [w8a8], models: [{arch: resnet20, datasets: mnist}]}", "no model is for any of the datasets"),
