@@ -25,6 +25,7 @@ from pytorch_quantizer.reports.pages import run_title
 from pytorch_quantizer.reports.provenance import origin_section, recipe_section
 from pytorch_quantizer.reports.section import Markup, Section, paragraph
 from pytorch_quantizer.reports.sources import Material, Run, Table
+from pytorch_quantizer.reports.sweep_origin import sweep_origin_section
 from pytorch_quantizer.reports.table import percent, points
 from pytorch_quantizer.reports.tradeoff import tradeoff_section
 from pytorch_quantizer.reports.training import training_section
@@ -65,6 +66,7 @@ def sections_of(material: Material) -> Iterator[Section]:
     """All sections, from the many to the single."""
     for name, table in _numbered("sweep", material.sweeps):
         yield tradeoff_section(table.rows, name, f"Sweep {table.name}: accuracy against size and bits")
+        yield sweep_origin_section(table.rows, table.record, name, f"Recipes, versions and machine of {table.name}")
     if len(material.runs) > 1:
         yield _runs_section(material.runs)
     for name, table in _numbered("leaderboard", material.leaderboards):

@@ -15,6 +15,8 @@ import pandas as pd
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.reports import layers, methods, tradeoff
+from pytorch_quantizer.sweeps.origins import FILE as ORIGINS
+from pytorch_quantizer.sweeps.origins import read_origins
 
 KNOWN = ("result.json", "results.csv", "leaderboard.csv", "sensitivity.json", "compare.json")
 TEXTS = ("error", "recipe", "method", "reason")
@@ -34,7 +36,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Table:
-    """results.csv of a sweep, leaderboard.csv, or sensitivity.csv with what sensitivity.json says."""
+    """results.csv of a sweep with its origins.json, leaderboard.csv, or sensitivity.csv with sensitivity.json."""
 
     name: str
     rows: pd.DataFrame
@@ -116,7 +118,7 @@ def _read(path: Path, material: Material) -> None:
     if set(methods.NEEDED) <= set(columns):
         material.leaderboards.append(Table(name, _read_csv(path, methods.NEEDED)))
     else:
-        material.sweeps.append(Table(name, read_sweep(path)))
+        material.sweeps.append(Table(name, read_sweep(path), read_origins(path.with_name(ORIGINS))))
 
 
 def _read_record(path: Path, material: Material) -> None:

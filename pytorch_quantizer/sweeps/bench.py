@@ -6,14 +6,14 @@ from __future__ import annotations
 
 import time
 import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from pytorch_quantizer.data import ImageDataset, calibration_loader, make_loader
-from pytorch_quantizer.environment import choose_device
+from pytorch_quantizer.environment import choose_device, machine, versions
 from pytorch_quantizer.evaluation import Evaluation, evaluate, file_bytes
 from pytorch_quantizer.experiments.cells import code_digest
 from pytorch_quantizer.experiments.inference_config import ResolvedConfig, load_images, load_model
@@ -25,12 +25,13 @@ from pytorch_quantizer.sweeps.point import Point
 class Measured:
     """A point's row without its key; seconds that went into loading, and the float network's run, before it.
 
-    trace: the traceback of what failed, empty otherwise.
+    trace: the traceback of what failed, empty otherwise. origin: versions and machine, empty where nothing ran.
     """
 
     row: dict[str, Any]
     loading_seconds: float
     trace: str = ""
+    origin: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class _Network:
     model: nn.Module
     evaluation: Evaluation
     size: int
+    origin: dict[str, Any]
 
 
 class Bench:
@@ -61,7 +63,7 @@ class Bench:
         try:
             network = self._load(point)
             loading = time.perf_counter() - start
-            return Measured(row | _figures(network, point) | {"error": ""}, loading)
+            return Measured(row | _figures(network, point) | {"error": ""}, loading, origin=network.origin)
         except Exception as error:  # whatever it is: the other points go on, and the row says it
             return Measured(row | {"error": told(error)}, loading, traceback.format_exc())
 
@@ -84,7 +86,8 @@ def _load(config: ResolvedConfig) -> _Network:
     model = load_model(config, test).to(device)
     evaluated = make_loader(test, config.batch_size, limit=config.limit)
     evaluation = evaluate(model, evaluated, device=device, progress=False)
-    return _Network(config, device, test, calibration, split, model, evaluation, file_bytes(model))
+    origin = {"versions": versions(), "machine": machine(device)}
+    return _Network(config, device, test, calibration, split, model, evaluation, file_bytes(model), origin)
 
 
 def _figures(network: _Network, point: Point) -> dict[str, Any]:

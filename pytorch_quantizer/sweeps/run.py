@@ -15,6 +15,7 @@ from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.experiments.cells import code_digest
 from pytorch_quantizer.sweeps.keys import keyed
 from pytorch_quantizer.sweeps.lock import locked
+from pytorch_quantizer.sweeps.origins import Origins
 from pytorch_quantizer.sweeps.point import Point
 from pytorch_quantizer.sweeps.results import Results
 from pytorch_quantizer.sweeps.tasks import Outcome, Task, Workers
@@ -80,7 +81,7 @@ def run_sweep(
     """
     clock = _Clock()
     with locked(folder):
-        results = Results(folder)
+        results, origins = Results(folder), Origins(folder)
         tasks = [Task(key, point) for key, point in keyed(points).items()]
         wanted = {task.key for task in tasks if rerun.wants(results.find(task.key))}
         pending = by_network([task for task in tasks if task.key in wanted])
@@ -90,7 +91,7 @@ def run_sweep(
         with _finished(results, tasks), _made(make_workers, bool(pending)) as workers:
             clock.ready()
             for outcome in workers.outcomes(pending) if workers else ():
-                row = _put(results, outcome)
+                row = _put(results, origins, outcome)
                 clock.add(outcome)
                 told(outcome, len(clock.outcomes), len(pending))
                 logged(row)
@@ -138,10 +139,11 @@ class _Clock:
         )
 
 
-def _put(results: Results, outcome: Outcome) -> dict[str, Any]:
+def _put(results: Results, origins: Origins, outcome: Outcome) -> dict[str, Any]:
     row = {"code": code_digest(any_machine=True), **outcome.measured.row, "key": outcome.task.key}
     if outcome.measured.trace:
         write_atomically(results.folder / ERRORS / f"{outcome.task.key}.txt", outcome.measured.trace.encode())
+    origins.add(row["code"], outcome.measured.origin)
     results.put(row)
     return row
 

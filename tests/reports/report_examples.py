@@ -27,12 +27,21 @@ def sweep_rows(recipes=4, seeds=2, evil=True):
                             **{"top1": 0.91 - loss - number / 100 + seed / 1000, "fp32_top1": 0.915},
                             **{"agreement": 0.95 - loss, "f1": 0.9 - loss, "size_bytes": size + number},
                             **{"fp32_size_bytes": 1_090_000, "seconds": 1.5, "samples": 500, "deployable": True},
-                            "error": "",
+                            **{"settings": json.dumps({"name": EVIL, "clip": "mse"}), "code": "one", "error": ""},
                         }
                     )
     rows[-1] |= dict.fromkeys(("top1", "fp32_top1", "agreement", "f1", "size_bytes", "fp32_size_bytes"))
     rows[-1]["error"] = f"InputError: {EVIL}"
     return pd.DataFrame(rows)
+
+
+def origins():
+    """origins.json of a sweep whose rows two versions of the code measured, one of them on two machines."""
+    first, second = {"processor": "a CPU", "cores": 2}, {"processor": "another CPU", "gpu": EVIL}
+    return {
+        "one": {"versions": {"python": "3.11", "torch": "2.12"}, "machines": [first, second]},
+        "two": {"versions": {"python": "3.11", "torch": "2.13"}, "machines": [first]},
+    }
 
 
 def tensors():
@@ -138,6 +147,7 @@ def write_diagnosis(folder):
 def write_sweep(folder, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     sweep_rows(**changes).to_csv(folder / "results.csv", index=False)
+    (folder / "origins.json").write_text(json.dumps(origins()))
     return folder
 
 

@@ -40,6 +40,7 @@ def titles(page):
 def test_all_sections_from_the_many_to_the_single(page):
     assert titles(page) == [
         "Sweep sweep: accuracy against size and bits",
+        "Recipes, versions and machine of sweep",
         "Methods: board",
         "Noise of each tensor",
         "Sensitivity of layers",
@@ -52,7 +53,7 @@ def test_all_sections_from_the_many_to_the_single(page):
         "Versions and machine (compare)",
         "Training of net",
     ]
-    assert re.findall(r'<a href="#(s\d+)">', page) == [f"s{i}" for i in range(12)]
+    assert re.findall(r'<a href="#(s\d+)">', page) == [f"s{i}" for i in range(13)]
 
 
 def test_nothing_is_fetched(page):

@@ -17,7 +17,8 @@ def planned(**plan):
 
 def test_figures_are_those_of_a_single_run():
     [point] = planned(recipes=["w8a4_aciq"], seeds=[3])
-    row = Bench().measure(point).row
+    measured = Bench().measure(point)
+    row = measured.row
     record = run_inference(point.config, point.recipe).record
     assert row["error"] == ""
     assert (row["dataset"], row["arch"], row["recipe"], row["seed"]) == ("digits", "resnet20", "w8a4_aciq", 3)
@@ -32,6 +33,8 @@ def test_figures_are_those_of_a_single_run():
     assert row["seconds"] >= row["quantizing_seconds"] > 0
     assert row["threads"] == torch.get_num_threads()
     assert row.keys() | {"key"} == COLUMNS.keys()
+    origin = measured.origin
+    assert (origin["versions"], origin["machine"]) == (record["versions"], record["machine"])
 
 
 def test_a_network_is_loaded_once_for_all_its_points(monkeypatch):

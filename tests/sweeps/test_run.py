@@ -6,11 +6,13 @@ from pytorch_quantizer import InputError
 from pytorch_quantizer.sweeps import run as module
 from pytorch_quantizer.sweeps.bench import Measured
 from pytorch_quantizer.sweeps.keys import keyed
+from pytorch_quantizer.sweeps.origins import read_origins
 from pytorch_quantizer.sweeps.plan import parse_plan
 from pytorch_quantizer.sweeps.results import CSV, read_results
 from pytorch_quantizer.sweeps.run import Rerun, run_sweep
 from pytorch_quantizer.sweeps.tasks import Outcome
 
+ORIGIN = {"versions": {"torch": "1"}, "machine": {"processor": "this"}}
 COLUMNS = ["recipe", "seed", "top1", "error"]
 
 
@@ -35,7 +37,8 @@ class Workers:
                 {"error": "ValueError: no"} if failed else {"error": "", "top1": point.config.seed / 8, "seconds": 2}
             )
             row = point.columns() | {"code": self.code} | figures
-            yield Outcome(task, Measured(row, 0.5, "Traceback\nValueError: no" if failed else ""))
+            trace = "Traceback\nValueError: no" if failed else ""
+            yield Outcome(task, Measured(row, 0.5, trace, {} if failed else ORIGIN))
 
     def stop(self):
         self.stopped = True
@@ -73,6 +76,13 @@ def test_a_row_a_point_in_the_plans_order(start):
     assert (summary.points, summary.measured, summary.kept, summary.failed, summary.repeated) == (4, 4, 0, 0, 0)
     assert (summary.point_seconds, summary.loading_seconds) == (8, 2)
     assert workers.stopped
+
+
+def test_versions_and_machine_lie_beside_the_table(start, tmp_path):
+    start(Workers(fails=["w8a8"]))
+    assert read_origins(tmp_path / "origins.json") == {
+        "this": {"versions": {"torch": "1"}, "machines": [{"processor": "this"}]}
+    }
 
 
 def test_finished_points_are_skipped_and_no_worker_starts(start):
