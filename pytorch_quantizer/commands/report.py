@@ -13,6 +13,10 @@
       a quantized model (pq.save, `pq run --save`) measured anew on images; for another than the bundled network:
       --data DIR --arch ARCH --checkpoint FILE, the float network that it was made from
 
+  pq report results/* --detail cifar10_resnet20_w8a8,cifar10_resnet20_w4a4_statistical
+      many runs as points, and two of them tensor by tensor and class by class; without --detail all of up to four, of
+      more those on the Pareto front, at most the four most accurate
+
   pq report results/sweep_cifar10 --live
       a sweep while it runs, on http://127.0.0.1:5006, with rows as they come
 
@@ -70,10 +74,11 @@ def main(arguments: list[str] | None = None) -> None:
     if flags["figures"] is not None:
         require_matplotlib()
     material = read_or_measure(sources, from_flags(Config, flags))
-    size = write_report_page(output, material, flags["title"])
+    detail = [name.strip() for name in (flags["detail"] or "").split(",") if name.strip()]
+    size = write_report_page(output, material, flags["title"], detail)
     print(f"wrote {output}: {size / 2**20:.1f} MiB, opens without a network")
     if flags["figures"] is not None:
-        for path in write_figures(flags["figures"], material, flags["tensor"]):
+        for path in write_figures(flags["figures"], material, flags["tensor"], detail):
             print(f"wrote {path}")
 
 
@@ -83,6 +88,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument("sources", nargs="+", help="folders and files that other commands wrote, or a quantized model")
     made.add_argument("--output", type=Path, help="the page; default: report.html in the first folder")
     made.add_argument("--title", help="of the page; default: what it shows")
+    made.add_argument("--detail", help="runs that are shown in full: names of their folders, with commas between")
     made.add_argument("--figures", type=Path, help="folder for the charts as PNG and SVG")
     made.add_argument("--tensor", help="whose values --figures draws; default: the activation that loses most")
     made.add_argument("--live", action="store_true", help="serve a running sweep's folder on 127.0.0.1 until Ctrl-C")

@@ -7,7 +7,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ import pandas as pd
 from pytorch_quantizer.atomic import atomic_path, require_writable
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.reports import drawings
+from pytorch_quantizer.reports.chosen_runs import chosen_runs
 from pytorch_quantizer.reports.confusion import class_changes, confusion_matrices, distinct, shown_classes
 from pytorch_quantizer.reports.costs import latency_rows, size_rows
 from pytorch_quantizer.reports.distributions import distributions_of
 from pytorch_quantizer.reports.drawings import Figure
 from pytorch_quantizer.reports.layers import measured_tensors, sensitive_layers
 from pytorch_quantizer.reports.methods import PANEL, method_points
-from pytorch_quantizer.reports.report import runs_table, worst_tensor
+from pytorch_quantizer.reports.report import worst_tensor
+from pytorch_quantizer.reports.runs_table import runs_table
 from pytorch_quantizer.reports.sources import Material, Run
 from pytorch_quantizer.reports.tradeoff import tradeoff_points
 from pytorch_quantizer.reports.training import epochs_table
@@ -49,10 +51,13 @@ def require_matplotlib() -> None:
         raise InputError(said) from error
 
 
-def write_figures(folder: Path, material: Material, tensor: str | None = None) -> list[Path]:
+def write_figures(
+    folder: Path, material: Material, tensor: str | None = None, detail: Sequence[str] = ()
+) -> list[Path]:
     """Write each chart of what was read as PNG and as SVG; the paths. The same data give the same bytes.
 
     tensor: whose histogram and batches are drawn, in each run that has it; None: the activation that loses most.
+    detail: names of the runs whose tensors and classes are drawn; none: those of ``chosen_runs``.
     Raises InputError where matplotlib isn't installed, the folder can't be written, or no run holds ``tensor``.
     """
     require_matplotlib()
@@ -62,7 +67,7 @@ def write_figures(folder: Path, material: Material, tensor: str | None = None) -
     _check_tensor(material, tensor)
     written = []
     with matplotlib.rc_context(LOOKS):
-        for name, drawn in figures_of(material, tensor):
+        for name, drawn in figures_of(material, tensor, detail):
             for suffix in (".png", ".svg"):
                 path = folder / f"{re.sub(r'[^A-Za-z0-9_.-]+', '_', name)}{suffix}"
                 _save(drawn, path)
@@ -70,7 +75,7 @@ def write_figures(folder: Path, material: Material, tensor: str | None = None) -
     return written
 
 
-def figures_of(material: Material, tensor: str | None = None) -> Named:
+def figures_of(material: Material, tensor: str | None = None, detail: Sequence[str] = ()) -> Named:
     """Names and figures, in the order of the page."""
     for table in material.sweeps:
         yield from _tradeoffs(table.rows, table.name)
@@ -79,7 +84,7 @@ def figures_of(material: Material, tensor: str | None = None) -> Named:
     for table in material.leaderboards:
         for panel, part in method_points(table.rows).groupby([*PANEL, "setting"], sort=False):
             yield "_".join((table.name, *map(str, panel))), drawings.draw_methods(part)
-    for run in material.runs:
+    for run in chosen_runs(material.runs, detail):
         yield from _of_run(run, tensor)
     for table in material.diagnoses:
         yield f"{table.name}_sensitivity", drawings.draw_sensitivity(sensitive_layers(table.rows))

@@ -15,6 +15,7 @@ import pandas as pd
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.reports.agreement import agreement_section
+from pytorch_quantizer.reports.chosen_runs import MOST_RUNS, chosen_runs
 from pytorch_quantizer.reports.confusion import confusion_section
 from pytorch_quantizer.reports.costs import costs_section
 from pytorch_quantizer.reports.distributions import distributions_section
@@ -23,6 +24,7 @@ from pytorch_quantizer.reports.methods import methods_section
 from pytorch_quantizer.reports.page import page
 from pytorch_quantizer.reports.pages import run_title
 from pytorch_quantizer.reports.provenance import origin_section, recipe_section
+from pytorch_quantizer.reports.runs_table import runs_table
 from pytorch_quantizer.reports.section import Markup, Section, paragraph
 from pytorch_quantizer.reports.sources import Material, Run, Table
 from pytorch_quantizer.reports.sweep_origin import sweep_origin_section
@@ -31,12 +33,14 @@ from pytorch_quantizer.reports.tradeoff import tradeoff_section
 from pytorch_quantizer.reports.training import training_section
 
 Entry = TypeVar("Entry")
-MOST_RUNS = 4  # that a page shows tensor by tensor
 
 
-def report(material: Material, title: str | None = None) -> str:
-    """The HTML of a report. Raises InputError where there is nothing to show."""
-    sections = list(sections_of(material))
+def report(material: Material, title: str | None = None, detail: Sequence[str] = ()) -> str:
+    """The HTML of a report. detail: names of the runs that are shown in full; none: those of ``chosen_runs``.
+
+    Raises InputError where there is nothing to show, or nothing of such a name.
+    """
+    sections = list(sections_of(material, detail))
     if not sections:
         raise InputError("nothing to report: what was given holds no run, sweep or table")
     alone = material.runs[0] if len(material.runs) == 1 and not material.sweeps and not material.leaderboards else None
@@ -44,9 +48,9 @@ def report(material: Material, title: str | None = None) -> str:
     return page(title or title_of(material), sections, opening=opening)
 
 
-def write_report_page(path: Path, material: Material, title: str | None = None) -> int:
+def write_report_page(path: Path, material: Material, title: str | None = None, detail: Sequence[str] = ()) -> int:
     """Write ``report``, whole or not at all; its size in bytes. Raises InputError as it does."""
-    data = report(material, title).encode()
+    data = report(material, title, detail).encode()
     write_atomically(path, data)
     return len(data)
 
@@ -62,17 +66,18 @@ def title_of(material: Material) -> str:
     return ", ".join(named) if named else f"{len(material.runs)} runs"
 
 
-def sections_of(material: Material) -> Iterator[Section]:
-    """All sections, from the many to the single."""
+def sections_of(material: Material, detail: Sequence[str] = ()) -> Iterator[Section]:
+    """All sections, from the many to the single. detail: as ``report`` has it."""
+    chosen = chosen_runs(material.runs, detail)
     for name, table in _numbered("sweep", material.sweeps):
         yield tradeoff_section(table.rows, name, f"Sweep {table.name}: accuracy against size and bits")
         yield sweep_origin_section(table.rows, table.record, name, f"Recipes, versions and machine of {table.name}")
     if len(material.runs) > 1:
-        yield _runs_section(material.runs)
+        yield _runs_section(material.runs, chosen)
     for name, table in _numbered("leaderboard", material.leaderboards):
         yield methods_section(table.rows, name, f"Methods: {table.name}")
     beside = material.diagnoses[0] if len(material.runs) == len(material.diagnoses) == 1 else None
-    for name, run in _numbered("run", material.runs) if len(material.runs) <= MOST_RUNS else ():
+    for name, run in _numbered("run", chosen):
         yield from run_sections(run, name, f"{run.name}: " if len(material.runs) > 1 else "", beside)
     for name, table in _numbered("diagnosis", material.diagnoses) if beside is None else ():
         yield sensitivity_section(table.rows, table.record, name, f"Sensitivity of layers ({table.name})")
@@ -91,12 +96,14 @@ def _numbered(name: str, entries: Sequence[Entry]) -> Iterator[tuple[str, Entry]
         yield name if len(entries) == 1 else f"{name}{i}", entry
 
 
-def _runs_section(runs: list[Run]) -> Section:
+def _runs_section(runs: Sequence[Run], chosen: Sequence[Run]) -> Section:
     made = tradeoff_section(runs_table(runs), "runs", "Runs: accuracy against size and bits")
-    if len(runs) <= MOST_RUNS:
+    if len(chosen) == len(runs):
         return made
     note = paragraph(
-        f"More than {MOST_RUNS} runs: give fewer folders, and the page shows their tensors and classes too."
+        f"Tensors and classes are shown of {', '.join(run.name for run in chosen)}, and of others where `pq report` is "
+        f"told so by --detail NAME. Unless it is, of more than {MOST_RUNS} runs the page shows those of the Pareto "
+        f"front, at most the {MOST_RUNS} most accurate."
     )
     return replace(made, parts=[*made.parts, note])
 
@@ -115,25 +122,6 @@ def run_sections(run: Run, prefix: str, named: str = "", diagnosis: Table | None
     yield costs_section(record, prefix, f"{named}Latency and size")
     yield recipe_section(record["recipe"], prefix, f"{named}Recipe")
     yield origin_section(record, prefix, f"{named}Versions and machine")
-
-
-def runs_table(runs: list[Run]) -> pd.DataFrame:
-    """Several runs as the rows of a sweep."""
-    return pd.DataFrame([_run_row(run.record) for run in runs])
-
-
-def _run_row(record: dict[str, Any]) -> dict[str, Any]:
-    quantized, fp32, recipe = record["quantized"], record["fp32"], record["recipe"]
-    rates = {name: quantized[name] for name in ("top1", "agreement", "precision", "recall", "f1")}
-    named = {name: recipe.get(name, "") for name in ("weights", "activations")}
-    return {
-        **{"dataset": record["dataset"], "arch": record["arch"], "recipe": recipe.get("name", "")},
-        **named,
-        **{"seed": record.get("seed"), **rates, "fp32_top1": fp32["top1"], "size_bytes": quantized["size_bytes"]},
-        **{"fp32_size_bytes": fp32["size_bytes"], "seconds": record.get("quantizing_seconds")},
-        **{"samples": record.get("samples"), "deployable": record.get("deployable"), "error": ""},
-        "calibration_samples": record.get("calibration", {}).get("samples"),
-    }
 
 
 def worst_tensor(layers: pd.DataFrame) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pandas as pd
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.reports import layers, methods, tradeoff
+from pytorch_quantizer.reports.confusion import distinct
 from pytorch_quantizer.sweeps.origins import FILE as ORIGINS
 from pytorch_quantizer.sweeps.origins import read_origins
 
@@ -72,6 +73,8 @@ def read_material(paths: Iterable[Path]) -> Material:
     for path in paths:
         for file in _files(Path(path)):
             _read(file, material)
+    names = distinct([run.name for run in material.runs])
+    material.runs = [replace(run, name=name) for run, name in zip(material.runs, names, strict=True)]
     return material
 
 

@@ -23,7 +23,8 @@ from pytorch_quantizer.reports.costs import latency_rows, size_rows
 from pytorch_quantizer.reports.methods import method_points, methods_chart
 from pytorch_quantizer.reports.page import page as page_of
 from pytorch_quantizer.reports.pages import write_methods_page, write_sensitivity_page, write_tensors_page
-from pytorch_quantizer.reports.report import MOST_RUNS, report, runs_table, write_report_page
+from pytorch_quantizer.reports.report import report, write_report_page
+from pytorch_quantizer.reports.runs_table import runs_table
 from pytorch_quantizer.reports.section import Section
 from pytorch_quantizer.reports.sources import Material, read_material, run_of
 
@@ -106,11 +107,6 @@ def test_several_runs_are_points_and_sections_of_their_own(tmp_path):
     assert made[0] == "Runs: accuracy against size and bits"
     assert made[1:3] == ["one: Noise of each tensor", "one: Values, ranges and grids"]
     assert len(made) == 1 + 2 * 6
-
-
-def test_many_runs_are_points_alone(tmp_path):
-    folders = [write_run(tmp_path / str(i), name=str(i)) for i in range(MOST_RUNS + 1)]
-    assert titles(report(read_material(folders))) == ["Runs: accuracy against size and bits"]
 
 
 def test_runs_are_rows_of_a_sweep(tmp_path):
