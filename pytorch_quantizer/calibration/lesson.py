@@ -18,16 +18,16 @@ from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 
 class Selection:
-    """Some rows of images as batches [n, …] on a device: by their places here, or all of them in parts."""
+    """Rows of images as batches [n, …] on a device: by their places, or all of them in parts."""
 
-    def __init__(self, rows: Rows, which: Tensor, device: torch.device) -> None:
-        self.rows, self.which, self.device = rows, which, device
+    def __init__(self, rows: Rows, device: torch.device) -> None:
+        self.rows, self.device = rows, device
 
     def __len__(self) -> int:
-        return len(self.which)
+        return self.rows.written
 
     def __getitem__(self, places: Tensor) -> Tensor:
-        return self.rows.read(self.which[places]).contiguous().to(self.device)
+        return self.rows.read(places).contiguous().to(self.device)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All, so many at a time."""
@@ -63,11 +63,13 @@ class Lesson:
         return loss + self.block_weight * _distance(values, wanted_values) if values else loss
 
     @torch.no_grad()
-    def distance(self, model: nn.Module, images: Selection, batch_size: int) -> float:
-        """That of the outputs alone, of a network as it is, over all images."""
-        sums = [(_squares(model(part.clone()), self._wanted(part.clone())[0])) for part in images.split(batch_size)]
-        missed, squares = (torch.tensor(column, dtype=torch.float64).sum(0) for column in zip(*sums, strict=True))
-        return float((missed / squares.clamp(min=torch.finfo(torch.float32).tiny)).mean())
+    def mean_loss(self, model: fx.GraphModule, images: Selection, batch_size: int, mirror: bool = False) -> float:
+        """The mean of ``loss`` over all images, and over all of them turned left to right with ``mirror``."""
+        network, total = self.with_values(model), 0.0
+        for part in images.split(batch_size):
+            losses = [float(self.loss(network, part)), *([float(self.loss(network, part.flip(-1)))] if mirror else [])]
+            total += sum(losses) / len(losses) * len(part)
+        return total / len(images)
 
 
 def block_outputs(model: QuantizedModel, graph: fx.GraphModule) -> list[str]:
@@ -87,12 +89,6 @@ def _distance(outputs: Any, wanted: Any) -> Tensor:
     pairs = zip(_tensors(outputs), _tensors(wanted), strict=True)
     losses = [(a - b).square().mean() / b.square().mean().clamp(min=torch.finfo().tiny) for a, b in pairs]
     return torch.stack(losses).mean()
-
-
-def _squares(outputs: Any, wanted: Any) -> tuple[list[float], list[float]]:
-    """(Σ (a − b)², Σ b²), each a list over the outputs."""
-    pairs = [(a.double(), b.double()) for a, b in zip(_tensors(outputs), _tensors(wanted), strict=True)]
-    return [float((a - b).square().sum()) for a, b in pairs], [float(b.square().sum()) for _, b in pairs]
 
 
 def _tensors(outputs: Any) -> list[Tensor]:

@@ -4,15 +4,14 @@ Weights keep their codes, so that it can follow whatever chose them; training th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Generator, fx, nn
+from torch import Generator, fx
 from torch.optim import Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
@@ -25,14 +24,13 @@ from pytorch_quantizer.calibration.trainable import LearnedLayer, make_trainable
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
-HELD_OUT = 8  # one image of so many is not learned from: it tells whether to keep what was learned
 EPSILON = 1e-12  # Adam's: gradients of steps are scaled by LSQ's 1/√(N·qmax), far below what its 1e-8 is made for
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """before, after: mean squared distance from the float network's outputs on the images held out, in units of their
-    mean square. kept: whether it fell, so that the model has what was learned.
+    """before, after: what tuning lessens, over all images. kept: whether it fell, so that the model has what was
+    learned.
     """
 
     before: float
@@ -57,24 +55,26 @@ def tune(
 
     graph: the folded float network. images: of calibration (activation_cache.rows_of makes them of batches). Adam
     lessens the squared distance of the outputs (logits), and with ``block_weight`` also of the blocks' outputs
-    (reconstruction's blocks), its rate, relative to the size of what is learned, falling along a cosine. mirror: images
-    are turned left to right half of the time. One image of HELD_OUT, drawn by the seed, is held out: the epoch that is
-    best on these, by the outputs alone, is taken, and none where the model, as it is stored, didn't gain. Repeats to
-    the bit for equal thread counts.
-    Raises InputError for images that are too few, and for mirroring what isn't [N, C, H, W].
+    (reconstruction's blocks), its rate, relative to the size of what is learned, falling to zero along a cosine.
+    mirror: images are turned left to right half of the time. What came of it is taken where that distance, over all
+    images (and all of them turned), fell in the model as it is stored. No images are held out to tell: what chose the
+    weights before has mostly seen them all, so that they would speak for the model as it was.
+    Repeats to the bit for equal thread counts.
+    Raises InputError for no images, and for mirroring what isn't [N, C, H, W].
     """
     if mirror and len(images.shape) != 3:
         raise InputError(f"tuning_mirror is for images [C, H, W], got {list(images.shape)}: leave it out")
-    learned_from, held = _split(images, seed, device_of(model))
+    if not images.written:
+        raise InputError("tuning learns on images, got none")
+    seen, course = Selection(images, device_of(model)), _Course(epochs, learning_rate, batch_size, mirror, seed)
     with repeatable_kernels():
         lesson = Lesson(graph, block_outputs(model, graph), block_weight)
         learned = make_trainable(model)
-        passes = _learn(learned, lesson, learned_from, _Course(epochs, learning_rate, batch_size, mirror, seed))
-        bar = tqdm(passes, "tuning", epochs, leave=False, disable=not progress)
-        learned.load_state_dict(_best(learned, partial(lesson.distance, images=held, batch_size=batch_size), bar))
+        for _ in tqdm(_passes(learned, lesson, seen, course), "tuning", epochs, leave=False, disable=not progress):
+            pass
         trial = deepcopy(model)
         write_back(learned, trial)
-        before, after = (lesson.distance(network, held, batch_size) for network in (model, trial))
+        before, after = (lesson.mean_loss(network, seen, batch_size, mirror) for network in (model, trial))
         if after < before:
             write_back(learned, model)
     return Tuned(before, after, after < before)
@@ -99,7 +99,7 @@ class _Course(NamedTuple):
     seed: int
 
 
-def _learn(learned: fx.GraphModule, lesson: Lesson, images: Selection, course: _Course) -> Iterator[None]:
+def _passes(learned: fx.GraphModule, lesson: Lesson, images: Selection, course: _Course) -> Iterator[None]:
     """Train, pausing after each pass over the images."""
     network = lesson.with_values(learned).eval()
     optimizer, generator = Adam(_groups(learned, course.rate), eps=EPSILON), Generator().manual_seed(course.seed)
@@ -113,16 +113,6 @@ def _learn(learned: fx.GraphModule, lesson: Lesson, images: Selection, course: _
             optimizer.step()
             schedule.step()
         yield
-
-
-def _best(learned: fx.GraphModule, distance_of: Callable[[nn.Module], float], passes: Iterable[None]) -> dict[str, Any]:
-    """The state after that pass after which the distance is least."""
-    reached, best = float("inf"), deepcopy(learned.state_dict())
-    for _ in passes:
-        distance = distance_of(learned)
-        if distance < reached:
-            reached, best = distance, deepcopy(learned.state_dict())
-    return best
 
 
 def _groups(learned: fx.GraphModule, rate: float) -> list[dict[str, Any]]:
@@ -139,13 +129,3 @@ def _groups(learned: fx.GraphModule, rate: float) -> list[dict[str, Any]]:
                 size = float(module.bias.detach().abs().mean())
                 groups.append({"params": [module.bias], "lr": rate * (size or 1.0)})
     return [group for group in groups if group["params"]]
-
-
-def _split(images: Rows, seed: int, device: torch.device) -> tuple[Selection, Selection]:
-    """(images to learn from, images held out)."""
-    count = images.written
-    if count < HELD_OUT:
-        raise InputError(f"tuning needs at least {HELD_OUT} images, got {count}")
-    order = torch.randperm(count, generator=Generator().manual_seed(seed))
-    parts = order[count // HELD_OUT :], order[: count // HELD_OUT]
-    return Selection(images, parts[0], device), Selection(images, parts[1], device)

@@ -91,5 +91,5 @@ class TuningRun:
         what = "learned by distillation" if done.kept else "left as they were, for nothing better was found"
         return [
             f"tuning: scales, biases and steps {what} "
-            f"(distance on images held out {done.before:.4g} before, {done.after:.4g} after)"
+            f"(distance from the float network {done.before:.4g} before, {done.after:.4g} after)"
         ]

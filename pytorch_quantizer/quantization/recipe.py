@@ -168,7 +168,7 @@ class Recipe:
     tuning_batch: int = _setting(32, "images of each step of tuning")
     tuning_blocks: float = _setting(0.0, "of tuning: weight of the blocks' outputs' distance beside the outputs'")
     tuning_mirror: bool = _setting(False, "of tuning: images turned left to right half of the time")
-    tuning_images: int = _setting(1024, "calibration images of tuning; one in eight only tells what is best")
+    tuning_images: int = _setting(1024, "calibration images of tuning")
     seed: int = 0  # of what learning draws; no flag of its own: scripts give theirs
     weight_symmetric: bool = _setting(True, "weights have zero point 0")
     weight_narrow: bool = _setting(True, "symmetric weights leave out the lowest code")

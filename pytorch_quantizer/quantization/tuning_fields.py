@@ -9,7 +9,7 @@ from typing import Any
 
 from pytorch_quantizer.errors import InputError
 
-COUNTS = {"tuning_epochs": 0, "tuning_batch": 1, "tuning_images": 8}  # the least of each
+COUNTS = {"tuning_epochs": 0, "tuning_batch": 1, "tuning_images": 1}  # the least of each
 
 
 def check_tuning(recipe: Any) -> None:

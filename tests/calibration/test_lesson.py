@@ -6,7 +6,8 @@ from networks import images, network
 from torch import nn
 
 import pytorch_quantizer as pq
-from pytorch_quantizer.calibration.lesson import Lesson, block_outputs, mirrored
+from pytorch_quantizer.calibration.activation_cache import rows_of
+from pytorch_quantizer.calibration.lesson import Lesson, Selection, block_outputs, mirrored
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.fold import fold
 
@@ -72,13 +73,18 @@ def test_the_loss_is_the_outputs_distance_and_the_weighted_mean_of_the_blocks(we
     assert float(lesson.loss(lesson.with_values(model), UNSEEN).detach()) == pytest.approx(expected, rel=1e-4)
 
 
-def test_the_distance_is_over_all_images_whatever_the_batches():
+@pytest.mark.parametrize("mirror", [False, True])
+def test_the_mean_loss_is_over_all_images_and_all_of_them_turned(mirror):
     model, graph = made()
     lesson = Lesson(graph, block_outputs(model, graph), 1.0)
-    expected = relative(values_by_hand(model, [])[0], values_by_hand(graph, [])[0])
-    for batch_size in (5, 12, 100):
-        assert lesson.distance(model, UNSEEN, batch_size) == pytest.approx(expected, rel=1e-4)
-    assert lesson.distance(graph, UNSEEN, 5) == 0
+    rows = Selection(rows_of([UNSEEN]), torch.device("cpu"))
+    network = lesson.with_values(model)
+    parts = [(part, len(part)) for part in UNSEEN.split(5)]
+    parts += [(part.flip(3), len(part)) for part in UNSEEN.split(5)] if mirror else []
+    expected = sum(float(lesson.loss(network, part).detach()) * size for part, size in parts)
+    found = lesson.mean_loss(model, rows, 5, mirror)
+    assert found == pytest.approx(expected / sum(size for _, size in parts), rel=1e-5)
+    assert lesson.mean_loss(graph, rows, 5, mirror) == 0
 
 
 def test_a_network_with_values_shares_its_modules():
@@ -91,7 +97,7 @@ def test_the_images_are_not_overwritten():
     model, graph = made()
     lesson, seen = Lesson(graph, block_outputs(model, graph), 1.0), UNSEEN.clone()
     lesson.loss(lesson.with_values(model), seen)
-    lesson.distance(model, seen, 4)
+    lesson.mean_loss(model, Selection(rows_of([seen]), torch.device("cpu")), 4)
     assert torch.equal(seen, UNSEEN)
 
 

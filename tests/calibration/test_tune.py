@@ -9,7 +9,7 @@ from networks import images, network
 from torch import nn
 
 import pytorch_quantizer as pq
-from pytorch_quantizer.calibration.activation_cache import rows_of
+from pytorch_quantizer.calibration.activation_cache import ActivationCache, rows_of
 from pytorch_quantizer.calibration.lesson import Lesson, block_outputs
 from pytorch_quantizer.calibration.tune import tune
 from pytorch_quantizer.errors import InputError
@@ -83,8 +83,17 @@ def test_the_seed_decides():
 def test_what_only_gets_worse_is_not_kept():
     model, graph = quantized()
     before = copy.deepcopy(model.state_dict())
-    done = tune(model, graph, ROWS, epochs=1, learning_rate=50.0, progress=False)
+    done = tune(model, graph, ROWS, epochs=1, learning_rate=1.0, progress=False)
     assert not done.kept
+    assert done.after > done.before
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_what_diverges_says_what_to_change():
+    model, graph = quantized()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match="diverged .* lower learning rate"):
+        tune(model, graph, ROWS, epochs=1, learning_rate=50.0, progress=False)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
@@ -128,20 +137,28 @@ def test_several_outputs():
     assert done.kept
 
 
-@pytest.mark.parametrize(
-    ("batches", "said"),
-    [
-        ([images(4, 3, 8, 8)], "tuning needs at least 8 images, got 4"),
-        (
-            [images(8, 3, 8, 8), images(8, 3, 9, 9)],
-            r"learning needs images of one size, got \[3, 9, 9\] behind \[3, 8, 8\]",
-        ),
-    ],
-)
-def test_images_that_do_not_do(batches, said):
+def test_every_image_is_learned_from():
     model, graph = quantized()
-    with pytest.raises(InputError, match=said):
-        tune(model, graph, rows_of(batches), progress=False)
+    results = []
+    for changed in (None, 0, 63, 127):
+        rows = torch.cat(CALIBRATION)
+        if changed is not None:
+            rows[changed] += 1
+        tuned = copy.deepcopy(model)
+        tune(tuned, graph, rows_of([rows]), epochs=1, progress=False)
+        results.append(tuned(UNSEEN.clone()))
+    assert not any(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_no_images():
+    model, graph = quantized()
+    with pytest.raises(InputError, match="tuning learns on images, got none"):
+        tune(model, graph, ActivationCache().room(4, (3, 8, 8)), progress=False)
+
+
+def test_images_of_two_sizes():
+    with pytest.raises(InputError, match=r"learning needs images of one size, got \[3, 9, 9\] behind \[3, 8, 8\]"):
+        rows_of([images(8, 3, 8, 8), images(8, 3, 9, 9)])
 
 
 class TestAsAStepOfARecipe:
@@ -196,7 +213,7 @@ class TestAsAStepOfARecipe:
         ("fields", "said"),
         [
             ({"tuning_epochs": -1}, "tuning_epochs must be a whole number of 0 or more, got -1"),
-            ({"tuning_images": 7}, "tuning_images must be a whole number of 8 or more"),
+            ({"tuning_images": 0}, "tuning_images must be a whole number of 1 or more"),
             ({"tuning_blocks": -0.5}, "tuning_blocks must be a weight of 0 or more, got -0.5"),
             ({"tuning_blocks": float("nan")}, "tuning_blocks must be a weight of 0 or more, got nan"),
             ({"tuning_mirror": 1}, "tuning_mirror must be true or false, got 1"),
