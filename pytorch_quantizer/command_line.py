@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 import jsonargparse
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.flag_parser import Parser
 from pytorch_quantizer.ranks import is_one_of_several
 
 if TYPE_CHECKING:
@@ -33,11 +34,14 @@ class HelpFormatter(jsonargparse.DefaultHelpFormatter, argparse.RawDescriptionHe
         return text if silent else f"{text} (default: {action.default})"
 
 
-def command_parser(name: str, description: str | None, usage: str = "[flags]") -> jsonargparse.ArgumentParser:
-    """A parser of ``pq NAME``, without flags yet; a mistake in them raises argparse's ArgumentError."""
-    return jsonargparse.ArgumentParser(
-        prog=f"pq {name}",
-        usage=f"pq {name} {usage}",
+def command_parser(
+    name: str, description: str | None, usage: str = "[flags]", *, program: str | None = None
+) -> jsonargparse.ArgumentParser:
+    """A parser of ``pq NAME``, or of ``program``, without flags yet; a mistake in them raises InputError."""
+    program = program or f"pq {name}"
+    return Parser(
+        prog=program,
+        usage=f"{program} {usage}",
         description=description,
         formatter_class=HelpFormatter,
         exit_on_error=False,

@@ -21,9 +21,10 @@ from pathlib import Path
 
 import jsonargparse
 
-from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
-from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
-from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
+from pytorch_quantizer.command_line import from_flags
+from pytorch_quantizer.commands.quantizing_parser import quantizing_parser
+from pytorch_quantizer.commands.recipe_flags import recipe_from
+from pytorch_quantizer.commands.report_flag import check_report, write_report_of
 from pytorch_quantizer.experiments.comparison import run_comparison
 from pytorch_quantizer.experiments.comparison_record import FILE
 from pytorch_quantizer.experiments.comparison_report import comparison_text, write_comparison
@@ -70,13 +71,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 def parser() -> jsonargparse.ArgumentParser:
     """The flags: what to run, then the recipe and its fields."""
-    made = command_parser("compare", __doc__)
-    made.add_argument(
-        "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
-    )
-    add_report_flag(made)
-    add_flags(made, Config, "what to run")
-    add_flags(made, ModelFiles, "the quantized model as files")
-    add_flags(made, Resources, "what learning may take")
-    add_recipe_flags(made)
-    return made
+    return quantizing_parser("compare", __doc__, Config)

@@ -35,9 +35,10 @@ from typing import Any
 
 import jsonargparse
 
-from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
-from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from
-from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
+from pytorch_quantizer.command_line import from_flags
+from pytorch_quantizer.commands.quantizing_parser import quantizing_parser
+from pytorch_quantizer.commands.recipe_flags import recipe_from
+from pytorch_quantizer.commands.report_flag import check_report, write_report_of
 from pytorch_quantizer.data.registry import SPLITS
 from pytorch_quantizer.experiments.inference import Inference, infer, result_of
 from pytorch_quantizer.experiments.inference_config import InferenceConfig, resolved
@@ -95,16 +96,7 @@ def _report(done: Inference, folder: Path, files: ModelFiles, *, summary: bool) 
 
 def parser() -> jsonargparse.ArgumentParser:
     """The flags: what to run, then the recipe and its fields."""
-    made = command_parser("run", __doc__)
-    made.add_argument(
-        "--summary", action="store_true", help="print every tensor: its bits and range, or why it is float"
-    )
-    add_report_flag(made)
-    add_flags(made, InferenceConfig, "what to run")
-    add_flags(made, ModelFiles, "the quantized model as files")
-    add_flags(made, Resources, "what learning may take")
-    add_recipe_flags(made)
-    return made
+    return quantizing_parser("run", __doc__, InferenceConfig)
 
 
 def _print_notes(record: dict[str, Any], folder: Path) -> None:

@@ -27,6 +27,7 @@ from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_fro
 from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.data import calibration_loader, make_loader
 from pytorch_quantizer.environment import choose_device, provenance
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation.sensitivity import WHATS, corrections_of, sensitivity
 from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.experiments.sensitivity_report import FILES, answer, ranking, write_sensitivity
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = resolved(from_flags(Config, flags))
     recipe, what = recipe_from(flags), flags["what"]
     if what not in WHATS:
-        raise jsonargparse.ArgumentError(None, f"--what must be one of {', '.join(WHATS)}, got {what!r}")
+        raise InputError(f"--what must be one of {', '.join(WHATS)}, got {what!r}")
     suffix = "" if what == "both" else f"_{what}"
     folder = config.output or Path("results") / f"sensitivity_{config.dataset}_{config.arch}_{recipe.name}{suffix}"
     check_report(flags["report"])

@@ -27,7 +27,7 @@ from pytorch_quantizer.quantize import quantize
 PACKAGE = Path(__file__).parents[1]
 # What can't change a number: reports, the command lines, training.
 SILENT = (
-    *("atomic.py", "command_line.py", "commands", "logbook", "reports", "sweeps", "training"),
+    *("atomic.py", "command_line.py", "flag_parser.py", "commands", "logbook", "reports", "sweeps", "training"),
     *("experiments/leaderboard.py", "experiments/saved_model.py", "experiments/trained_cell.py"),
     *("experiments/ablation.py", "experiments/cells.py", "experiments/report.py", "experiments/sensitivity_report.py"),
     *("experiments/model_files.py", "experiments/quantizing.py", "experiments/speed.py"),

@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import jsonargparse
-
 from pytorch_quantizer.atomic import require_writable, write_atomically
-from pytorch_quantizer.command_line import HelpFormatter, add_flags
+from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.data import load_dataset
 from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.errors import InputError
@@ -78,18 +76,10 @@ def reproduce(
 
 
 def parse(table: Table, arguments: Sequence[str] | None, description: str | None = None) -> ReproduceConfig:
-    """Read the flags. Raises argparse's ArgumentError or InputError for a mistake in them."""
-    parser = jsonargparse.ArgumentParser(
-        prog=f"{table.name}.py",
-        usage=f"{table.name}.py --data DIR [flags]",
-        description=description,
-        formatter_class=HelpFormatter,
-        exit_on_error=False,
-        allow_abbrev=False,
-    )
+    """Read the flags. Raises InputError for a mistake in them."""
+    parser = command_parser(table.name, description, "--data DIR [flags]", program=f"{table.name}.py")
     add_flags(parser, ReproduceConfig, "what to run")
-    flags = vars(parser.parse_args(arguments))
-    return ReproduceConfig(**{entry.name: flags[entry.name] for entry in fields(ReproduceConfig)})
+    return from_flags(ReproduceConfig, vars(parser.parse_args(arguments)))
 
 
 def open_run(table: Table, config: ReproduceConfig, folder: Path, training: Path | None = None) -> TableRun:

@@ -11,13 +11,14 @@ import jsonargparse
 import yaml
 
 from pytorch_quantizer.command_line import HelpFormatter
+from pytorch_quantizer.flag_parser import Parser
 from pytorch_quantizer.training.config import TrainingConfig
 
 
 def parse_training(arguments: Sequence[str], description: str | None = None) -> TrainingConfig:
     """Read flags over the file of ``--config`` over defaults; keys of the file that start with '_' are comments.
 
-    Raises InputError, or argparse's ArgumentError, for settings that aren't known or out of their rule.
+    Raises InputError for settings that aren't known or out of their rule.
     """
     given = [_underscored(argument) for argument in arguments]
     config: TrainingConfig = jsonargparse.auto_cli(TrainingConfig, args=given, **_parsing(description))
@@ -39,6 +40,7 @@ def _parsing(description: str | None) -> dict[str, Any]:
         "exit_on_error": False,
         "allow_abbrev": False,
         "formatter_class": HelpFormatter,
+        "parser_class": Parser,
     }
 
 

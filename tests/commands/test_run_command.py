@@ -212,7 +212,7 @@ class TestMistakes:
             (["--checkpoint", "missing.th"], "missing.th"),
             (["--bias", "float32"], "deployable"),
             (["--batch", "64"], "--batch"),
-            (["--wide-residual", "maybe"], "wide_residual"),
+            (["--wide-residual", "maybe"], "--wide-residual must be true or false"),
             (["--seed", "9" * 23], "seed must be between 0 and 2^64 - 1"),
             (["--seed", "-1"], "seed must be between 0 and 2^64 - 1"),
             (["--dataset", "digits", "--data", "."], "--dataset imagenet, cifar10, mnist or folder"),
