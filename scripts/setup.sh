@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up what is missing: the virtual environment .venv, torch and the other libraries, the kernels.
-# Asks nothing; a second run only checks and takes seconds. PYTHON chooses the interpreter (3.11 or newer).
+# Asks nothing; a second run only checks and takes seconds. PYTHON chooses the interpreter (3.11 or newer);
+# PQ_BROWSER=1 installs Chromium too, where that can be done: the tests of reports open their pages in it.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,6 +26,7 @@ if [[ "$(cat "$stamp" 2>/dev/null)" != "$digest" ]]; then
 else
   say "the libraries are there; checking the kernels"
 fi
+[[ "${PQ_BROWSER:-0}" != 1 ]] || ./scripts/browser.sh
 build_log=.venv/build.log
 PYTHON=.venv/bin/python ./kernels/build_all.sh >"$build_log" 2>&1 || {
   tail -n 30 "$build_log" >&2
