@@ -16,7 +16,7 @@ ONNX Runtime runs the ONNX file once and tells how fast, and what of it in integ
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
-from pytorch_quantizer.commands.recipe_flags import DEFAULT_RECIPE, add_recipe_flags, recipe_from
+from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from, refuse_recipe
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.inference_config import InferenceConfig
 from pytorch_quantizer.experiments.model_files import ModelFiles
@@ -33,7 +33,6 @@ from pytorch_quantizer.experiments.quantizing import quantize_network, some_imag
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.export.checkpoint import load
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
-from pytorch_quantizer.quantization.recipe import Recipe
 
 TIMED = 32  # images of the larger batch, the other is one
 
@@ -96,15 +95,6 @@ def quantized_network(config: Config, flags: dict[str, Any], packed: Packed) -> 
     resources.check(recipe)
     networks = quantize_network(config, recipe, resources)
     return networks.quantized, networks.images
-
-
-def refuse_recipe(flags: dict[str, Any]) -> None:
-    """Raise InputError where the flags want a recipe for what is quantized already."""
-    given = [entry.name for entry in fields(Recipe) if entry.name in flags and entry.name != "seed"]
-    given += ["recipe"] * (flags["recipe"] != DEFAULT_RECIPE)
-    if given:
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise InputError(f"--packed FILE is quantized already: leave out {names}")
 
 
 def random_images(shape: str) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import jsonargparse
 
 from pytorch_quantizer.command_line import add_flags
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
 
 DEFAULT_RECIPE = "w8a4_aciq"
@@ -32,3 +33,12 @@ def recipe_from(flags: dict[str, Any]) -> Recipe:
     parts = [f"{name.replace('_', '-')}-{str(value).lower()}" for name, value in changed.items() if name != "seed"]
     name = Path(flags["recipe"]).stem if recipe.name == Recipe.name else recipe.name  # a file that gives itself none
     return recipe.replace(**changed, name="_".join([name, *parts]))
+
+
+def refuse_recipe(flags: dict[str, Any]) -> None:
+    """Raise InputError where the flags want a recipe for what is quantized already."""
+    given = [entry.name for entry in fields(Recipe) if entry.name in flags and entry.name != "seed"]
+    given += ["recipe"] * (flags["recipe"] != DEFAULT_RECIPE)
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"--packed FILE is quantized already: leave out {names}")

@@ -20,8 +20,7 @@ from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import Latency, file_bytes, file_label, latency_by_batch
 from pytorch_quantizer.experiments.inference_config import ResolvedConfig
-from pytorch_quantizer.experiments.quantizing import Networks, quantize_network
-from pytorch_quantizer.experiments.resources import Resources
+from pytorch_quantizer.experiments.quantizing import Networks
 from pytorch_quantizer.export.onnx import export_onnx
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -70,16 +69,15 @@ def measure_speed(networks: Networks, timing: Timing) -> Speed:
     return Speed(rows, left_out)
 
 
-def run_speed(config: ResolvedConfig, recipe: Recipe, timing: Timing, resources: Resources) -> Speed:
-    """Quantize as run_inference does, and measure. Raises InputError as quantize_network and measure_speed do."""
-    networks = quantize_network(config, recipe, resources)
+def run_speed(networks: Networks, config: ResolvedConfig, timing: Timing) -> Speed:
+    """Measure the networks that ``config`` describes, with a record. Raises InputError as measure_speed does."""
     speed = measure_speed(networks, timing)
     record = {
         "dataset": config.dataset,
         "arch": config.arch,
         "image": list(networks.images.shape[1:]),
         "seed": config.seed,
-        "recipe": asdict(recipe),
+        "recipe": asdict(networks.quantized.recipe),
         **provenance(networks.images.device, "onnx", "onnxruntime"),
     }
     return Speed(speed.rows, speed.left_out, record)

@@ -8,6 +8,7 @@ import torch
 from command_runs import failing_line
 
 from pytorch_quantizer.commands import bench as command
+from pytorch_quantizer.commands import export
 
 FEW = ("--calibration-samples", "64", "--device", "cpu", "--batches", "1,3", "--repeats", "2")
 pytest.importorskip("onnxruntime")
@@ -57,6 +58,17 @@ def test_what_cannot_be_exported_is_left_out_and_said(tmp_path, capsys):
     assert "quantized, ONNX is left out: " in capsys.readouterr().out
 
 
+def test_a_packed_checkpoint_is_timed_beside_its_float_network(tmp_path, capsys):
+    export.main(["--recipe", "w4a8_statistical", *FEW[:4], "--save", str(tmp_path / "net.safetensors")])
+    command.main(["--packed", str(tmp_path / "net.safetensors"), *FEW[2:], "--output", str(tmp_path / "out")])
+    assert "resnet20 on digits: net, images 1 x 8 x 8" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "out" / "bench.csv").groupby("model")["bytes"].first()
+    assert table["quantized"] == (tmp_path / "net.safetensors").stat().st_size
+    assert table["float32"] > 6 * table["quantized"]
+    record = json.loads((tmp_path / "out" / "bench.json").read_text())
+    assert record["recipe"]["weights"] == "int4"
+
+
 def test_few_images_are_taken_again():
     images = torch.arange(6.0).reshape(3, 2)
     assert command.run_speed.__module__ == "pytorch_quantizer.experiments.speed"
@@ -73,6 +85,8 @@ class TestMistakes:
             (["--batches", "0"], "--batches must be whole numbers from 1, with commas between, got '0'"),
             (["--batches", "1,b"], "got '1,b'"),
             (["--recipe", "nope"], "nope"),
+            (["--packed", "net.safetensors", "--recipe", "w8a8"], "quantized already: leave out --recipe"),
+            (["--packed", "nowhere.safetensors"], "nowhere.safetensors"),
             (["--repeats", "0"], "0 repeats"),
             (["--threads", "0"], "thread"),
             (["--limit", "3"], "--limit"),
@@ -85,5 +99,5 @@ class TestMistakes:
 
     def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
         (tmp_path / "file").write_text("in the way")
-        monkeypatch.setattr(command, "run_speed", lambda *_: pytest.fail("work was done"))
+        monkeypatch.setattr(command, "quantize_network", lambda *_: pytest.fail("work was done"))
         assert str(tmp_path / "file") in failing_line(command, capsys, "--output", tmp_path / "file")
