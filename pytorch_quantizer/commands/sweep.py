@@ -32,6 +32,7 @@ from pytorch_quantizer.commands.report_flag import add_report_flag, check_report
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.logbook import LogFlags, open_logbooks
+from pytorch_quantizer.reports.table import counted
 from pytorch_quantizer.sweeps.local_workers import LocalWorkers
 from pytorch_quantizer.sweeps.logged import log_row
 from pytorch_quantizer.sweeps.plan import read_plan
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     check_report(flags["report"])
     rerun = Rerun(failed=flags["retry_failed"], any_code=flags["any_code"])
     summary = run_sweep(
-        points, folder, make_workers, rerun=rerun, told=_tell, logged=lambda row: log_row(logbooks, row)
+        points, folder, make_workers, rerun=rerun, begun=_begin, told=_tell, logged=lambda row: log_row(logbooks, row)
     )
     _conclude(summary, where, folder)
     write_report_of(flags["report"], folder / CSV)
@@ -121,6 +122,10 @@ def on_device(points: list[Point], where: Where) -> list[Point]:
     ]
 
 
+def _begin(pending: int, kept: int) -> None:
+    print(f"{pending + kept} points: {kept} found in the table, {pending} to be measured", flush=True)
+
+
 def _tell(outcome: Outcome, done: int, of: int) -> None:
     row = outcome.measured.row
     said = row["error"]
@@ -131,8 +136,9 @@ def _tell(outcome: Outcome, done: int, of: int) -> None:
 
 def _conclude(summary: Summary, where: Where, folder: Path) -> None:
     failed = summary.failed + summary.kept_failed
-    same = f"; {summary.repeated} of the file are others under another name" if summary.repeated else ""
-    print(f"{summary.points} points: {summary.measured} measured, {summary.kept} kept, {failed} failed{same}")
+    notes = f"; {summary.repeated} of the file are others under another name" if summary.repeated else ""
+    notes += f"; {counted(summary.others, 'row')} of other settings or weights beside them" if summary.others else ""
+    print(f"{summary.points} points: {summary.measured} measured, {summary.kept} kept, {failed} failed{notes}")
     if summary.measured:
         print(
             f"start-up {summary.startup_seconds:.1f} s, then {summary.running_seconds:.1f} s for points of "

@@ -49,7 +49,8 @@ class Rerun:
 class Summary:
     """points: those of the plan, each once. measured, failed: in this run. kept, kept_failed: from earlier ones.
 
-    repeated: points of the plan that are others under another name. startup_seconds: until workers could measure;
+    repeated: points of the plan that are others under another name. others: rows of other plans, settings or weights,
+    which stay in the table. startup_seconds: until workers could measure;
     running_seconds: from then on; point_seconds, loading_seconds: sums over the points measured, whoever measured them.
     """
 
@@ -59,6 +60,7 @@ class Summary:
     kept: int
     kept_failed: int
     repeated: int
+    others: int
     startup_seconds: float
     running_seconds: float
     point_seconds: float
@@ -71,13 +73,15 @@ def run_sweep(
     make_workers: Callable[[], Workers],
     *,
     rerun: Rerun = Rerun(),
+    begun: Callable[[int, int], None] = lambda pending, kept: None,
     told: Callable[[Outcome, int, int], None] = lambda outcome, done, of: None,
     logged: Listener = lambda row: None,
 ) -> Summary:
     """Measure the points that the folder's table doesn't hold; at its end the table is in their order.
 
-    told: each outcome, and how many of this run's points are done. Raises InputError where another sweep holds the
-    folder, its table is damaged, or weights or images can't be read.
+    begun: how many points are to be measured, and how many were found. told: each outcome, and how many of this run's
+    points are done. Raises InputError where another sweep holds the folder, its table is damaged, or weights or images
+    can't be read.
     """
     clock = _Clock()
     with locked(folder):
@@ -86,6 +90,7 @@ def run_sweep(
         wanted = {task.key for task in tasks if rerun.wants(results.find(task.key))}
         pending = by_network([task for task in tasks if task.key in wanted])
         kept = [row for task in tasks if task.key not in wanted and (row := results.find(task.key)) is not None]
+        begun(len(pending), len(kept))
         for row in kept:
             logged(row)
         with _finished(results, tasks), _made(make_workers, bool(pending)) as workers:
@@ -96,7 +101,8 @@ def run_sweep(
                 told(outcome, len(clock.outcomes), len(pending))
                 logged(row)
             clock.end()
-    return clock.summary(kept, points=len(tasks), repeated=len(points) - len(tasks))
+        others = len(results) - sum(results.find(task.key) is not None for task in tasks)
+    return clock.summary(kept, points=len(tasks), repeated=len(points) - len(tasks), others=others)
 
 
 def by_network(tasks: Sequence[Task]) -> list[Task]:
@@ -123,7 +129,7 @@ class _Clock:
         row = outcome.measured.row
         self.outcomes.append((bool(row["error"]), row.get("seconds") or 0.0, outcome.measured.loading_seconds))
 
-    def summary(self, kept: Sequence[Mapping[str, Any]], *, points: int, repeated: int) -> Summary:
+    def summary(self, kept: Sequence[Mapping[str, Any]], *, points: int, repeated: int, others: int) -> Summary:
         start, ready, end = self._times
         return Summary(
             points=points,
@@ -132,6 +138,7 @@ class _Clock:
             kept=len(kept),
             kept_failed=sum(bool(row["error"]) for row in kept),
             repeated=repeated,
+            others=others,
             startup_seconds=ready - start,
             running_seconds=end - ready,
             point_seconds=sum(seconds for _, seconds, _ in self.outcomes),
@@ -141,8 +148,11 @@ class _Clock:
 
 def _put(results: Results, origins: Origins, outcome: Outcome) -> dict[str, Any]:
     row = {"code": code_digest(any_machine=True), **outcome.measured.row, "key": outcome.task.key}
+    traceback = results.folder / ERRORS / f"{outcome.task.key}.txt"
     if outcome.measured.trace:
-        write_atomically(results.folder / ERRORS / f"{outcome.task.key}.txt", outcome.measured.trace.encode())
+        write_atomically(traceback, outcome.measured.trace.encode())
+    else:
+        traceback.unlink(missing_ok=True)  # of an earlier try
     origins.add(row["code"], outcome.measured.origin)
     results.put(row)
     return row

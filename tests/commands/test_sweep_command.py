@@ -33,10 +33,13 @@ def test_points_become_rows_and_a_failed_one_the_exit_code(file, tmp_path, capsy
     assert "[1/2] digits resnet20 w8a8 seed 0  top-1 " in said
     assert "2 points: 2 measured, 0 kept, 1 failed" in said
     assert "results.csv" in said
+    assert "2 points: 0 found in the table, 2 to be measured" in said
     assert command.main([str(file), "--limit", "20"]) == 1
-    assert "2 points: 0 measured, 2 kept, 1 failed" in capsys.readouterr().out
+    assert "2 points: 0 measured, 2 kept, 1 failed\n" in capsys.readouterr().out
     assert command.main([str(file), "--limit", "20", "--retry-failed"]) == 1
     assert "2 points: 1 measured, 1 kept, 1 failed" in capsys.readouterr().out
+    assert command.main([str(file), "--limit", "10"]) == 1
+    assert "2 measured, 0 kept, 1 failed; 2 rows of other settings or weights beside them" in capsys.readouterr().out
 
 
 class TestMistakes:

@@ -101,7 +101,9 @@ class TestStopped:
             start(workers)
         assert workers.stopped
         assert list(read_results(tmp_path)["recipe"]) == ["w8a8", "w8a4", "w8a4"]
-        workers, _, table = start()
+        begun = []
+        workers, _, table = start(begun=lambda pending, kept: begun.append((pending, kept)))
+        assert begun == [(1, 3)]
         assert workers.measured == [("w8a8", 0)]
         assert list(zip(table["recipe"], table["seed"], strict=True)) == ALL
 
@@ -118,6 +120,8 @@ class TestFailed:
         assert table["top1"].isna().tolist() == [True, True, False, False]
         assert summary.failed == 2
         assert {path.read_text() for path in (tmp_path / "errors").iterdir()} == {"Traceback\nValueError: no"}
+        start(rerun=Rerun(failed=True))
+        assert list((tmp_path / "errors").iterdir()) == []
 
     def test_it_is_measured_again_only_when_asked(self, start):
         start(Workers(fails=["w8a8"]))
@@ -148,7 +152,7 @@ def test_rows_of_other_plans_stay_behind(start):
     start(points=planned(seeds=[5]))
     _, summary, table = start()
     assert list(table["seed"]) == [0, 1, 0, 1, 5, 5]
-    assert summary.points == 4
+    assert (summary.points, summary.others) == (4, 2)
 
 
 def test_one_thing_under_two_names_is_one_row(start):
