@@ -1,4 +1,4 @@
-"""What mkdocs fills into pages from the code: commands' help, recipes and their fields, number types.
+"""What mkdocs fills into pages from the code: commands' help, recipes and their fields, number types, columns.
 A page says where by a comment, as `<!-- commands -->`; API entries are mkdocstrings' business.
 """
 
@@ -19,11 +19,12 @@ from mkdocs.exceptions import PluginError
 import pq_command
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
+from pytorch_quantizer.sweeps.results import COLUMNS
 
 LOADS = re.compile(
     r"""<(?:script|link|img|iframe)\b[^>]*\b(?:src|href)=["']?(?:https?:)?//[^>]*>|url\(["']?https?://"""
 )
-COLUMNS = "100"  # of a command's help
+WIDTH = "100"  # columns of a command's help
 
 
 def commands() -> str:
@@ -34,7 +35,7 @@ def commands() -> str:
 def help_of(name: str) -> str:
     """What `pq NAME --help` prints, at a fixed width."""
     module = importlib.import_module(f"{pq_command.PACKAGE}.commands.{pq_command.module_name(name)}")
-    with mock.patch.dict(os.environ, {"COLUMNS": COLUMNS}):
+    with mock.patch.dict(os.environ, {"COLUMNS": WIDTH}):
         text: str = module.parser().format_help()
     return text.rstrip()
 
@@ -70,6 +71,12 @@ def number_types() -> str:
     return table(("name", "bits", "class"), rows)
 
 
+def results_columns() -> str:
+    """A row a column of results.csv: its type and what it says."""
+    rows = ((f"`{name}`", kind, text or f"as `{name.removeprefix('fp32_')}`") for name, (kind, text) in COLUMNS.items())
+    return table(("column of `results.csv`", "type", "meaning"), rows)
+
+
 def bits_of(kind: Any) -> str:
     """The widths that a type comes in."""
     return str(kind.fixed_bits) if kind.fixed_bits else f"{kind.widths[0]} to {kind.widths[-1]}"
@@ -91,6 +98,7 @@ FILLED: dict[str, Callable[[], str]] = {
     "recipe fields": recipe_fields,
     "recipes": recipes,
     "number types": number_types,
+    "results columns": results_columns,
 }
 
 

@@ -12,6 +12,7 @@ import pq_command
 import pytorch_quantizer as pq
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES
 from pytorch_quantizer.quantization.recipe import list_recipes
+from pytorch_quantizer.sweeps.results import COLUMNS
 
 mkdocs = pytest.importorskip("mkdocs.exceptions")
 DOCS = Path(__file__).parents[1] / "docs"
@@ -81,6 +82,11 @@ class TestGenerated:
             changed = yaml.safe_load(given) or {}
             assert pq.Recipe(name=name, **changed) == pq.Recipe.load(name)
             assert {field: value for field, value in changed.items() if getattr(pq.Recipe(), field) == value} == {}
+
+    def test_every_column_of_a_sweep(self, generated):
+        page = generated.on_page_markdown("<!-- results columns -->")
+        assert re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE) == list(COLUMNS)
+        assert "| `fp32_top5` | float64 | as `top5` |" in page
 
     def test_every_number_type(self, generated, entries):
         page = generated.on_page_markdown("<!-- number types -->")
