@@ -5,6 +5,7 @@ The page of a finished one is report.py's.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.reports.chart import Chart, chart, rows_where
 from pytorch_quantizer.reports.palette import Style, styles
 from pytorch_quantizer.reports.sources import read_sweep
+from pytorch_quantizer.reports.table import counted, percent
 from pytorch_quantizer.reports.tradeoff import DRAWN, TOOLTIPS, tradeoff_points
 
 ADDRESS, PORT = "127.0.0.1", 5006
@@ -29,6 +31,12 @@ EVERY_MS = 1000
 RESULTS = "results.csv"
 MOST_KINDS = 8  # of activations, each with a colour and a shape
 SHOWN = 50  # of the table, the newest
+TEXT: Any = {"font": "14px/1.5 system-ui, sans-serif", "overflow-x": "auto", "max-width": "100%"}
+WRITTEN: dict[str, Callable[[Any], str]] = {"top1": percent, "seconds": lambda seconds: f"{seconds:.1f}"}
+SIGNS = {
+    **{"circle": "●", "square": "■", "triangle": "▲", "diamond": "◆", "inverted_triangle": "▼", "hex": "⬢"},
+    **{"star": "★", "plus": "✚"},
+}
 
 
 def serve(source: Path, port: int = PORT) -> None:
@@ -78,8 +86,8 @@ class LiveView:
         self.path, self.seen = path, (0, 0)
         self.source = ColumnDataSource({name: [] for name in (*DRAWN, "kind")}, name="points")
         self.settings = FactorRange()
-        self.said = Div(text="no rows yet", name="said")
-        self.table = Div(text="", name="table")
+        self.said = Div(text="No rows yet: each comes as its point is measured.", name="said", styles=TEXT)
+        self.table = Div(text="", name="table", styles=TEXT)
         self.update()
 
     def layout(self) -> Any:
@@ -111,7 +119,8 @@ class LiveView:
         self.source.data = data | {"kind": [kinds[kind] for kind in points["activations"]]}
         failed = int((results["error"] != "").sum())
         fp32 = f"; float32 {100 * points['fp32_top1'].iloc[-1]:.2f} %" if len(points) else ""
-        self.said.text = f"<b>{escape(str(self.path))}</b>: {len(results)} rows, {failed} failed{fp32}"
+        said = f"<b>{escape(str(self.path))}</b>: {counted(len(results), 'row')}, {failed} failed{fp32}"
+        self.said.text = f"{said}<br>{_legend(kinds)}"
         self.table.text = _newest(results)
 
     def _scatter(self, made: Chart, x: str) -> None:
@@ -130,12 +139,27 @@ def _free_port() -> int:
         return port
 
 
+def _legend(kinds: dict[Any, str]) -> str:
+    """Which sign stands for which activations."""
+    looks: dict[str, Style] = styles(str(i) for i in range(MOST_KINDS))
+    signs = {kind: looks[number] for kind, number in kinds.items()}
+    return " &ensp; ".join(
+        f'<span style="color:{style.colour}">{SIGNS[style.shape]}</span> activations {escape(str(kind))}'
+        for kind, style in signs.items()
+    )
+
+
 def _newest(results: pd.DataFrame) -> str:
     """The last rows as an HTML table, the newest first."""
-    wanted = ("recipe", "weights", "activations", "seed", "top1", "seconds", "error")
+    wanted = ("recipe", "seed", "top1", "weights", "activations", "seconds", "error")
     names = [name for name in wanted if name in results]
     rows = results[names].tail(SHOWN).iloc[::-1]
-    cells = [[("" if pd.isna(value) else escape(str(value))) for value in row] for row in rows.values]
+    write = [WRITTEN.get(name, str) for name in names]
+    cells = [
+        ["" if pd.isna(value) else escape(as_text(value)) for value, as_text in zip(row, write, strict=True)]
+        for row in rows.astype(object).values
+    ]
     head = "".join(f"<th>{escape(name)}</th>" for name in names)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in cells)
-    return f"<table style='text-align:left'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    spaced = "text-align:left; border-spacing:14px 2px; margin-left:-14px"
+    return f'<table style="{spaced}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'

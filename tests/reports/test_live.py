@@ -14,6 +14,7 @@ from report_examples import EVIL, sweep_rows
 
 from pytorch_quantizer import InputError
 from pytorch_quantizer.reports.live import LiveView, results_of, serve, start
+from pytorch_quantizer.reports.palette import styles
 
 
 def write(folder, rows):
@@ -31,6 +32,11 @@ class TestTheView:
             assert len(view.source.data["key"]) == count
         assert view.settings.factors == ["W2A4", "W4A4", "W2A8", "W4A8", "W8A4", "W8A8"]
         assert "12 rows, 0 failed" in view.said.text
+        first, second = view.source.data["kind"][0], view.source.data["kind"][2]
+        looks = styles(str(i) for i in range(8))
+        assert f'style="color:{looks[first].colour}">●</span> activations int8' in view.said.text
+        assert f'style="color:{looks[second].colour}">■</span> activations int4' in view.said.text
+        assert "<td>91.00 %</td>" in view.table.text
 
     def test_reads_a_file_that_stayed_the_same_once(self, tmp_path, monkeypatch):
         write(tmp_path, sweep_rows())
