@@ -205,6 +205,7 @@ def draw_training(rows: pd.DataFrame) -> Figure:
     """Loss, and accuracy on validation images where there is one, of epochs_table."""
     made, axes = blank(2.2)
     axes.plot(rows["epoch"], rows["loss"], "o-", color=VERMILION, markersize=2.5, linewidth=1, label="loss")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("epoch")
     axes.set_ylabel("loss")
     if "accuracy" in rows:

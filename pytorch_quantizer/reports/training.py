@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 import pandas as pd
+from bokeh.models import AdaptiveTicker
 
 from pytorch_quantizer.reports.chart import Chart, chart, source_of
 from pytorch_quantizer.reports.palette import BLUE, VERMILION
@@ -47,6 +48,7 @@ def curve(rows: pd.DataFrame, column: str, label: str, colour: str) -> Chart:
     """A column against the epoch."""
     source = source_of(rows.assign(value=rows[column]), columns=("epoch", "value"))
     made = chart(x_label="epoch", y_label=label, height=300, tooltips=[("epoch", "@epoch"), (label, "@value{0.0000}")])
+    made.xaxis.ticker = AdaptiveTicker(min_interval=1)  # no half epochs
     made.line("epoch", "value", source=source, color=colour, line_width=2)
     made.scatter("epoch", "value", source=source, color=colour, size=6)
     return made
