@@ -1,4 +1,6 @@
-"""Runs in MLflow, on a server or in a file, found again by a tag."""
+"""Runs in MLflow, on a server or in a file, found again by a tag.
+Which runs there are is for those to say who log them.
+"""
 
 from __future__ import annotations
 

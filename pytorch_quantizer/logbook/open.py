@@ -1,4 +1,6 @@
-"""The logbooks that were asked for, opened; an error before any work where one isn't installed or can't be reached."""
+"""The logbooks that were asked for, opened; an error before any work where one isn't installed or can't be reached.
+What each kind does is its own file's.
+"""
 
 from __future__ import annotations
 

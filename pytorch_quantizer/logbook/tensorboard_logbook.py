@@ -1,4 +1,6 @@
-"""Runs as TensorBoard's event files, a folder each, with their settings as hyperparameters."""
+"""Runs as TensorBoard's event files, a folder each, with their settings as hyperparameters.
+Which runs there are is for those to say who log them.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Where figures come from: the recipe, the calibration, versions and machine, as tables."""
+"""Where figures come from: the recipe, the calibration, versions and machine, as tables.
+Those of a sweep, which may have several, are sweep_origin.py's.
+"""
 
 from __future__ import annotations
 

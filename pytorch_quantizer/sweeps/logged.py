@@ -1,4 +1,6 @@
-"""A sweep's rows in logbooks: a run each, its settings and its figures."""
+"""A sweep's rows in logbooks: a run each, its settings and its figures.
+Which logbooks there are is logbook/'s business.
+"""
 
 from __future__ import annotations
 
