@@ -1,8 +1,11 @@
 """A sweep as a whole: which points are measured, which rows there are in the end, whoever measures."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from pytorch_quantizer import InputError
+from pytorch_quantizer.sweeps import keys as keys_module
 from pytorch_quantizer.sweeps import run as module
 from pytorch_quantizer.sweeps.bench import Measured
 from pytorch_quantizer.sweeps.keys import keyed
@@ -196,6 +199,24 @@ class TestKeys:
     def test_all_that_determines_a_point_is_in_its_key(self, change):
         keys = [keyed(parse_plan({"recipes": ["w8a8"], "settings": settings}, {})[1]) for settings in ({}, change)]
         assert keys[0].keys() != keys[1].keys()
+
+    @pytest.mark.parametrize("change", ["test", "calibration", "device"])
+    def test_images_and_device_are(self, monkeypatch, change):
+        points = planned()
+        test, calibration, split = keys_module.load_images(points[0].config)
+        digests = {"test": "a", "calibration": "b", "device": "cpu"}
+
+        def key():
+            return keyed(points).keys()
+
+        monkeypatch.setattr(keys_module, "load_images", lambda config: (test, calibration, split))
+        monkeypatch.setattr(
+            keys_module, "images_digest", lambda images: digests["test" if images is test else "calibration"]
+        )
+        monkeypatch.setattr(keys_module, "choose_device", lambda name: SimpleNamespace(type=digests["device"]))
+        before = key()
+        digests[change] = "other"
+        assert not before & key()
 
     def test_weights_are(self, tmp_path):
         from safetensors.torch import save_file
