@@ -5,6 +5,7 @@ import importlib
 import re
 import shutil
 import tomllib
+from pathlib import Path
 
 import pytest
 import yaml
@@ -168,7 +169,9 @@ def shortened(name, arguments):
 def lay_files(arguments, folder):
     """Files that an example takes from one before it: statistics, a packed checkpoint, a folder of results."""
     for argument in arguments:
-        if argument.startswith("results/"):
+        if argument.startswith("results/") and argument.endswith(".yaml"):
+            pq.Recipe.load(Path(argument).stem).save(folder / argument)
+        elif argument.startswith("results/"):
             run(folder, "--output", argument)
         if re.fullmatch(r"(first|second)\.json", argument):
             run(folder, "--statistics-file", argument)

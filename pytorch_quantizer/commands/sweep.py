@@ -15,6 +15,7 @@ single ones. Keys that begin with an underscore are comments. Every point become
 it is measured, and of results.parquet (extra [sweep]) in the end. What was stopped, or killed, goes on with the same
 command: finished points are skipped. A point that fails is a row with its error, its traceback in OUTPUT/errors; the
 others go on, and the exit code is 1. A row of another version of the code is measured again, unless --any-code.
+OUTPUT/recipes has each recipe as a file for `pq run --recipe`.
 """
 
 from __future__ import annotations

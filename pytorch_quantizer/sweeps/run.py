@@ -17,6 +17,7 @@ from pytorch_quantizer.sweeps.keys import keyed
 from pytorch_quantizer.sweeps.lock import locked
 from pytorch_quantizer.sweeps.origins import Origins
 from pytorch_quantizer.sweeps.point import Point
+from pytorch_quantizer.sweeps.recipe_files import write_recipes
 from pytorch_quantizer.sweeps.results import Results
 from pytorch_quantizer.sweeps.tasks import Outcome, Task, Workers
 
@@ -90,6 +91,7 @@ def run_sweep(
         wanted = {task.key for task in tasks if rerun.wants(results.find(task.key))}
         pending = by_network([task for task in tasks if task.key in wanted])
         kept = [row for task in tasks if task.key not in wanted and (row := results.find(task.key)) is not None]
+        write_recipes(points, folder)
         begun(len(pending), len(kept))
         for row in kept:
             logged(row)

@@ -81,6 +81,11 @@ def test_a_row_a_point_in_the_plans_order(start):
     assert workers.stopped
 
 
+def test_recipes_lie_beside_the_table(start, tmp_path):
+    start()
+    assert {path.name for path in (tmp_path / "recipes").iterdir()} == {"w8a8.yaml", "w8a4.yaml"}
+
+
 def test_versions_and_machine_lie_beside_the_table(start, tmp_path):
     start(Workers(fails=["w8a8"]))
     assert read_origins(tmp_path / "origins.json") == {
