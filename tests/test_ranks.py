@@ -88,6 +88,7 @@ def everything(ranks):
         "plain": job(ranks, PLAIN),
         "corrected": job(ranks, CORRECTED),
         "failing": failing(ranks),
+        "ordered": ranks.in_order(ranks.share(range(7))),
         "drawn": ranks.from_first(lambda: f"made by {ranks.rank}"),
     }
 
@@ -112,6 +113,9 @@ class TestProcesses:
             assert other[1] == record
             assert torch.equal(other[2], predictions)
             assert torch.equal(other[3], labels)
+
+    def test_shares_come_together_in_one_processs_order(self, found):
+        assert [rank["ordered"] for rank in found] == [list(range(7))] * 3
 
     def test_what_the_first_makes_is_everyones(self, found):
         assert [rank["drawn"] for rank in found] == ["made by 0"] * 3
