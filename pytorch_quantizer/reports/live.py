@@ -43,10 +43,7 @@ def serve(source: Path, port: int = PORT) -> None:
     """Show a sweep's folder, or its results.csv, until Ctrl-C. Raises InputError where the port is taken."""
     server = start(source, port)
     print(f"http://{ADDRESS}:{server.port}/ shows {results_of(source)} as rows come; Ctrl-C ends it", flush=True)
-    try:
-        server.run_until_shutdown()
-    finally:
-        server.stop()
+    server.run_until_shutdown()  # which stops it, too
 
 
 def start(source: Path, port: int = PORT) -> Any:

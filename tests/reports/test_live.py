@@ -1,12 +1,16 @@
 """A running sweep: rows come into the charts as they come into the file; the server speaks to this machine alone."""
 
 import asyncio
+import signal
 import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 from queue import Queue
 from threading import Thread
 from types import SimpleNamespace
+from urllib.request import urlopen
 
 import pytest
 from chromium import Opened, browser, needs_chromium
@@ -98,12 +102,28 @@ def served(tmp_path):
 
 
 def test_the_address_is_told_until_it_ends(tmp_path, monkeypatch, capsys):
-    stopped = []
-    server = SimpleNamespace(port=5006, run_until_shutdown=lambda: None, stop=lambda: stopped.append(True))
+    ran = []
+    server = SimpleNamespace(port=5006, run_until_shutdown=lambda: ran.append(True))
     monkeypatch.setattr("pytorch_quantizer.reports.live.start", lambda source, port: server)
     serve(tmp_path)
     assert capsys.readouterr().out.startswith("http://127.0.0.1:5006/ shows ")
-    assert stopped == [True]
+    assert ran == [True]
+
+
+def test_ctrl_c_ends_it_without_a_traceback(tmp_path):
+    write(tmp_path, sweep_rows())
+    code = (
+        f"from pytorch_quantizer.reports.live import serve; from pathlib import Path; serve(Path({str(tmp_path)!r}), 0)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = process.stdout.readline().split()[0]
+        assert urlopen(url, timeout=60).status == 200  # now it listens, also to signals
+        process.send_signal(signal.SIGINT)
+        assert "Traceback" not in process.communicate(timeout=30)[1]
+        assert process.returncode == 0
+    finally:
+        process.kill()
 
 
 @needs_chromium
