@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pytorch_quantizer.environment import choose_device
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import images_digest, settings, weights_digest
 from pytorch_quantizer.experiments.inference_config import ResolvedConfig, load_images, load_model
 from pytorch_quantizer.sweeps.point import Point
@@ -18,14 +19,17 @@ from pytorch_quantizer.sweeps.point import Point
 def keyed(points: Sequence[Point]) -> dict[str, Point]:
     """The points by key, in their order; of those that are the same, under other names, the first.
 
-    Reads weights and images of each network once. Raises InputError where they can't be read.
+    Reads weights and images of each network once. Raises InputError that names the network where they can't be read.
     """
     shared: dict[ResolvedConfig, dict[str, Any]] = {}
     found: dict[str, Point] = {}
     for point in points:
         network = point.network
         if network not in shared:
-            shared[network] = _of_network(network)
+            try:
+                shared[network] = _of_network(network)
+            except InputError as error:
+                raise InputError(f"{network.arch} on {network.dataset}: {error}") from error
         found.setdefault(
             _digest({**shared[network], "seed": point.config.seed, "recipe": settings(point.recipe)}), point
         )

@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from pytorch_quantizer import InputError
 from pytorch_quantizer.sweeps import keys as keys_module
@@ -236,6 +237,14 @@ class TestKeys:
         files = [None, str(tmp_path / "same.safetensors"), str(tmp_path / "other.safetensors")]
         found = [next(iter(keyed(planned(models=[{"arch": "resnet20", "checkpoint": file}])))) for file in files]
         assert found[0] == found[1] != found[2]
+
+    def test_weights_that_do_not_fit_are_an_error_that_names_the_network(self, tmp_path):
+        from safetensors.torch import save_file
+
+        save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+        points = planned(models=["resnet20", {"arch": "resnet32", "checkpoint": str(tmp_path / "other.safetensors")}])
+        with pytest.raises(InputError, match=r"^resnet32 on digits: .*other\.safetensors doesn't fit"):
+            keyed(points)
 
     def test_recipe_and_seed_are_and_names_are_not(self):
         recipes = ["w8a8", {"recipe": "w8a8", "clip": "mse"}, {"recipe": "w8a8", "name": "again"}]
