@@ -27,6 +27,7 @@ import jsonargparse
 
 from pytorch_quantizer.atomic import require_writable, write_atomically
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
+from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.environment import choose_device, provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.ablation import (
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = given.output or Path("results") / f"ablation_{configs[0].dataset}"
     for name in FILES:
         require_writable(folder / name)
+    check_report(flags["report"])
     store = CellStore(folder / "cells", any_code=flags["any_code"])
     measured = []
     for config in configs:
@@ -81,6 +83,7 @@ def main(arguments: list[str] | None = None) -> None:
         write_atomically(folder / "ablation.json", f"{content}\n".encode())
         write_atomically(folder / "ablation.md", text.encode())
     print(f"\n{text}\nwrote {', '.join(str(folder / name) for name in FILES)}")
+    write_report_of(flags["report"], folder / "ablation.json")
 
 
 def parser() -> jsonargparse.ArgumentParser:
@@ -89,6 +92,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument("--settings", default=",".join(SETTINGS), help="paper, deployable, or both with a comma")
     made.add_argument("--bits", default=DEFAULT_BITS, help="columns: w4a8 is 4-bit weights, 8-bit activations")
     made.add_argument("--any-code", action="store_true", help="keep cells that another version of the code computed")
+    add_report_flag(made)
     add_flags(made, Config, "what to run")
     return made
 

@@ -23,8 +23,8 @@
   pq report results/sweep_cifar10 --figures figures
       the charts as PNG and SVG for papers, one file each (extra [figures]: matplotlib)
 
-Folders hold what the other commands write: result.json, results.csv, leaderboard.csv, sensitivity.json, compare.json;
-JSON beside trained weights works too. Every table of the page is there as CSV behind a link in it.
+Folders hold what the other commands write: result.json, results.csv, leaderboard.csv, sensitivity.json, compare.json,
+ablation.json; JSON beside trained weights works too. Every table of the page is there as CSV behind a link in it.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from pytorch_quantizer.reports.ablation import ingredients
 from pytorch_quantizer.reports.confusion import COUNTED, DARK, Matrix
 from pytorch_quantizer.reports.costs import LOOKS
 from pytorch_quantizer.reports.distributions import Distribution
@@ -81,6 +82,21 @@ def draw_methods(part: pd.DataFrame) -> Figure:
                 markersize=4, linewidth=0.8, label=kind,
             )  # fmt: skip
     axes.set_yticks(list(ordered["method"]), [_cut(name) for name in ordered["method"]])
+    axes.set_xlabel("top-1 (%)")
+    _legend(axes)
+    return made
+
+
+def draw_ablation(part: pd.DataFrame) -> Figure:
+    """Top-1 of each ingredient at each width, of ablation_rows of one network and setting."""
+    names = ingredients(part)
+    made, axes = blank(0.2 * len(names) + 0.9)
+    axes.axvline(part["fp32_percent"].iloc[0], color=BLACK, linestyle="--", linewidth=0.8, label="float32")
+    for column, style in styles(part["column"]).items():
+        rows = part[part["column"] == column]
+        axes.plot(rows["percent"], [names.index(row) for row in rows["row"]], MARKS[style.shape], color=style.colour,
+                  markersize=4, alpha=0.8, label=column)  # fmt: skip
+    _names_down(axes, range(len(names)), names)
     axes.set_xlabel("top-1 (%)")
     _legend(axes)
     return made

@@ -17,6 +17,8 @@ import pandas as pd
 from pytorch_quantizer.atomic import atomic_path, require_writable
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.reports import drawings
+from pytorch_quantizer.reports.ablation import PANEL as PANEL_OF_ABLATION
+from pytorch_quantizer.reports.ablation import ablation_rows
 from pytorch_quantizer.reports.chosen_runs import chosen_runs
 from pytorch_quantizer.reports.confusion import class_changes, confusion_matrices, distinct, shown_classes
 from pytorch_quantizer.reports.costs import latency_rows, size_rows
@@ -88,6 +90,9 @@ def figures_of(material: Material, tensor: str | None = None, detail: Sequence[s
         yield from _of_run(run, tensor)
     for table in material.diagnoses:
         yield f"{table.name}_sensitivity", drawings.draw_sensitivity(sensitive_layers(table.rows))
+    for record in material.ablations:
+        for panel, part in ablation_rows(record.record).groupby(PANEL_OF_ABLATION, sort=False):
+            yield "_".join((record.name, *map(str, panel))), drawings.draw_ablation(part)
     for record in material.trainings:
         yield f"{record.name}_training", drawings.draw_training(epochs_table(record.record))
 

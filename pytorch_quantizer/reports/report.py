@@ -14,6 +14,7 @@ import pandas as pd
 
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.reports.ablation import ablation_section
 from pytorch_quantizer.reports.agreement import agreement_section
 from pytorch_quantizer.reports.chosen_runs import MOST_RUNS, chosen_runs
 from pytorch_quantizer.reports.confusion import confusion_section
@@ -60,7 +61,7 @@ def title_of(material: Material) -> str:
     if len(material.runs) == 1 and not material.sweeps and not material.leaderboards:
         return run_title(material.runs[0].record)
     kinds = {"Sweep": material.sweeps, "Leaderboard": material.leaderboards, "Sensitivity": material.diagnoses}
-    records = {"Comparison": material.comparisons, "Training": material.trainings}
+    records = {"Comparison": material.comparisons, "Ablation": material.ablations, "Training": material.trainings}
     named = [f"{kind} {table.name}" for kind, tables in kinds.items() for table in tables]
     named += [f"{kind} {record.name}" for kind, entries in records.items() for record in entries]
     return ", ".join(named) if named else f"{len(material.runs)} runs"
@@ -85,6 +86,9 @@ def sections_of(material: Material, detail: Sequence[str] = ()) -> Iterator[Sect
         yield origin_section(table.record, name, f"Versions and machine ({table.name})")
     for name, record in _numbered("comparison", material.comparisons):
         yield agreement_section(record.record, name, f"Simulation, integers and runtime ({record.name})")
+        yield origin_section(record.record, name, f"Versions and machine ({record.name})")
+    for name, record in _numbered("ablation", material.ablations):
+        yield ablation_section(record.record, name, f"Which ingredient did what ({record.name})")
         yield origin_section(record.record, name, f"Versions and machine ({record.name})")
     for name, record in _numbered("training", material.trainings):
         yield training_section(record.record, name, f"Training of {record.name}")

@@ -1,4 +1,4 @@
-"""What reports are made of, read from files: runs, sweeps, leaderboards, diagnoses, comparisons, trainings.
+"""What reports are made of, read from files: runs, sweeps, leaderboards, diagnoses and other commands' records.
 Those who wrote the files are experiments/, sweeps/ and training/; what is shown of them, the sections' business.
 """
 
@@ -19,7 +19,7 @@ from pytorch_quantizer.reports.confusion import distinct
 from pytorch_quantizer.sweeps.origins import FILE as ORIGINS
 from pytorch_quantizer.sweeps.origins import read_origins
 
-KNOWN = ("result.json", "results.csv", "leaderboard.csv", "sensitivity.json", "compare.json")
+KNOWN = ("result.json", "results.csv", "leaderboard.csv", "sensitivity.json", "compare.json", "ablation.json")
 TEXTS = ("error", "recipe", "method", "reason")
 READING: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # a recipe may be called "null"
 REMEDY = f"give a folder that holds {', '.join(KNOWN[:-1])} or {KNOWN[-1]}, or such a file"
@@ -46,7 +46,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Record:
-    """compare.json, or the report of a training."""
+    """compare.json, ablation.json, or the report of a training."""
 
     name: str
     record: dict[str, Any]
@@ -61,6 +61,7 @@ class Material:
     leaderboards: list[Table] = field(default_factory=list)
     diagnoses: list[Table] = field(default_factory=list)
     comparisons: list[Record] = field(default_factory=list)
+    ablations: list[Record] = field(default_factory=list)
     trainings: list[Record] = field(default_factory=list)
 
 
@@ -134,10 +135,12 @@ def _read_record(path: Path, material: Material) -> None:
         material.diagnoses.append(Table(name, rows, record))
     elif "predictions_agree" in record:
         material.comparisons.append(Record(name, _read_json(path, ("tensors", "top1", "arch", "dataset"))))
+    elif "networks" in record:
+        material.ablations.append(Record(name, _read_json(path, ("networks", "dataset", "calibration", "seed"))))
     elif "epochs" in record:
         material.trainings.append(Record(path.stem, _read_json(path, ("config", "test", "epochs"))))
     else:
-        raise InputError(f"{path} is no record of a run, a diagnosis, a comparison or a training: {REMEDY}")
+        raise InputError(f"{path} is the record of no command whose results have a page: {REMEDY}")
 
 
 def _read_json(path: Path, needed: Sequence[str]) -> dict[str, Any]:

@@ -186,6 +186,20 @@ def comparison():
     return said | models | {"tensors": found}
 
 
+def ablation():
+    """ablation.json: two settings, two widths, three rows, of which one is missing at one width."""
+    cells = [
+        {"setting": setting, "column": column, "row": row, "deployable": setting == "deployable", "top1": top1}
+        | {"top1_interval": [top1 - 0.05, top1 + 0.05], "samples": 100}
+        for setting in ("paper", "deployable")
+        for column in ("8W4A", "4W4A")
+        for row, top1 in (("baseline", 0.5), (f"+ {EVIL}", 0.6), ("all", 0.7))
+        if (column, row) != ("8W4A", f"+ {EVIL}")
+    ]
+    said = {key: record()[key] for key in ("versions", "machine", "dataset", "calibration", "seed")}
+    return said | {"networks": [{"arch": "resnet20", "fp32": {"top1": 0.85}, "cells": cells}]}
+
+
 def training():
     """The report beside trained weights."""
     epochs = [
@@ -200,6 +214,8 @@ def write_all(folder):
     """One folder each; the paths, in the order of a page."""
     (folder / "compare").mkdir(parents=True)
     (folder / "compare" / "compare.json").write_text(json.dumps(comparison()))
+    (folder / "ablation").mkdir()
+    (folder / "ablation" / "ablation.json").write_text(json.dumps(ablation()))
     (folder / "net.json").write_text(json.dumps(training()))
     made = [write_sweep(folder / "sweep"), write_board(folder / "board"), write_run(folder / "run")]
-    return [*made, write_diagnosis(folder / "diagnosis"), folder / "compare", folder / "net.json"]
+    return [*made, write_diagnosis(folder / "diagnosis"), folder / "compare", folder / "ablation", folder / "net.json"]

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 
 import pytest
 from report_examples import (
@@ -17,12 +18,14 @@ from report_examples import (
     write_sweep,
 )
 
-from pytorch_quantizer import InputError
+from pytorch_quantizer import InputError, Recipe
 from pytorch_quantizer.reports.chart import source_of
-from pytorch_quantizer.reports.costs import latency_rows, size_rows
+from pytorch_quantizer.reports.costs import LOOKS, latency_rows, size_rows
+from pytorch_quantizer.reports.layers import MOST_DB, measured_tensors
 from pytorch_quantizer.reports.methods import method_points, methods_chart
 from pytorch_quantizer.reports.page import page as page_of
 from pytorch_quantizer.reports.pages import write_methods_page, write_sensitivity_page, write_tensors_page
+from pytorch_quantizer.reports.provenance import recipe_section
 from pytorch_quantizer.reports.report import report, write_report_page
 from pytorch_quantizer.reports.runs_table import runs_table
 from pytorch_quantizer.reports.section import Section
@@ -52,9 +55,11 @@ def test_all_sections_from_the_many_to_the_single(page):
         "Versions and machine",
         "Simulation, integers and runtime (compare)",
         "Versions and machine (compare)",
+        "Which ingredient did what (ablation)",
+        "Versions and machine (ablation)",
         "Training of net",
     ]
-    assert re.findall(r'<a href="#(s\d+)">', page) == [f"s{i}" for i in range(13)]
+    assert re.findall(r'<a href="#(s\d+)">', page) == [f"s{i}" for i in range(15)]
 
 
 def test_nothing_is_fetched(page):
@@ -112,6 +117,24 @@ def test_several_runs_are_points_and_sections_of_their_own(tmp_path):
 def test_runs_are_rows_of_a_sweep(tmp_path):
     table = runs_table(read_material([write_run(tmp_path)]).runs)
     assert table.loc[0, ["top1", "fp32_top1", "size_bytes"]].tolist() == [0.8, 0.85, 270]
+
+
+def test_a_recipe_is_told_by_what_it_changes():
+    recipe = json.loads(json.dumps(asdict(Recipe(name="mine", weights="int4"))))
+    shown = recipe_section(recipe, "run", "").parts[0].html
+    assert "int4" in shown
+    assert "overrides" not in shown
+    assert "activations" not in shown
+
+
+def test_labels_of_costs_look_different():
+    assert len(set(LOOKS.values())) == len(LOOKS) == 3
+
+
+def test_what_loses_nothing_has_a_bar_that_ends():
+    shown = measured_tensors(tensors()).set_index("name")["sqnr_db_shown"]
+    assert shown["fc.weight"] == MOST_DB
+    assert shown["relu1"] == 18
 
 
 def test_nothing_to_show():

@@ -13,7 +13,9 @@ from pytorch_quantizer.reports.sources import read_material
 def test_each_kind_by_what_it_holds(tmp_path):
     found = read_material(write_all(tmp_path))
     counts = {name: len(entries) for name, entries in vars(found).items()}
-    assert counts == dict.fromkeys(("runs", "sweeps", "leaderboards", "diagnoses", "comparisons", "trainings"), 1)
+    assert counts == dict.fromkeys(
+        ("runs", "sweeps", "leaderboards", "diagnoses", "comparisons", "ablations", "trainings"), 1
+    )
 
 
 def test_files_are_taken_as_folders_are(tmp_path):
