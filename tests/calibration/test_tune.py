@@ -92,7 +92,7 @@ def test_what_only_gets_worse_is_not_kept():
 def test_what_diverges_says_what_to_change():
     model, graph = quantized()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(InputError, match="diverged .* lower learning rate"):
+    with pytest.raises(InputError, match=r"diverged .* lower learning rate"):
         tune(model, graph, ROWS, epochs=1, learning_rate=50.0, progress=False)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
