@@ -29,6 +29,7 @@ import jsonargparse
 from pytorch_quantizer.atomic import require_writable
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.recipe_flags import add_recipe_flags, recipe_from, refuse_recipe
+from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig, resolved
 from pytorch_quantizer.experiments.quantizing import Networks, quantize_network, saved_network
@@ -55,10 +56,12 @@ def main(arguments: list[str] | None = None) -> None:
     folder = config.output or Path("results") / f"bench_{config.dataset}_{config.arch}_{name}"
     for file in FILES:
         require_writable(folder / file)
+    check_report(flags["report"])
     speed = run_speed(make(), config, timing)
     write_speed(speed, folder)
     print(f"{config.arch} on {config.dataset}: {name}, images {' x '.join(map(str, speed.record['image']))}")
     print(speed_text(speed), f"wrote {', '.join(str(folder / file) for file in FILES)}", sep="\n")
+    write_report_of(flags["report"], folder / FILES[-1])
 
 
 Made = tuple[str, Callable[[], Networks]]  # what the networks are called, and what makes them
@@ -84,6 +87,7 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument("--threads", type=int, default=None, help="of the CPU; default: as many as torch takes")
     made.add_argument("--repeats", type=int, default=None, help="timed passes; default: as many as it takes")
     made.add_argument("--packed", type=Path, help="a packed checkpoint to time, in place of a recipe")
+    add_report_flag(made)
     add_flags(made, Config, "what to run")
     add_flags(made, Resources, "what learning may take")
     add_recipe_flags(made)

@@ -24,7 +24,8 @@
       the charts as PNG and SVG for papers, one file each (extra [figures]: matplotlib)
 
 Folders hold what the other commands write: result.json, results.csv, leaderboard.csv, sensitivity.json, compare.json,
-ablation.json; JSON beside trained weights works too. Every table of the page is there as CSV behind a link in it.
+ablation.json, bench.json; JSON beside trained weights works too. Every table of the page is there as CSV behind a link
+in it.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """What a model costs: latencies and sizes, each with its label (simulated, dequantized-weights, integer) and runtime.
-The numbers are those of result.json.
+The numbers are those of result.json, or of bench.json.
 """
 
 from __future__ import annotations
@@ -47,9 +47,34 @@ def size_rows(record: dict[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
+def timed_rows(record: dict[str, Any]) -> pd.DataFrame:
+    """``latency_rows`` of bench.json: a row a form and batch size, smaller batches first."""
+    rows = pd.DataFrame(record["rows"])
+    rows["name"] = [f"{row.model}, batch of {row.batch_size}" for row in rows.itertuples()]
+    return rows.drop(columns=["bytes", "file"]).sort_values("batch_size", kind="stable").reset_index(drop=True)
+
+
+def form_sizes(record: dict[str, Any]) -> pd.DataFrame:
+    """``size_rows`` of bench.json: a row a form."""
+    forms = pd.DataFrame(record["rows"]).drop_duplicates("model").reset_index(drop=True)
+    forms["kib"] = forms["bytes"] / 1024
+    return forms[["model", "bytes", "kib", "file", "label"]].rename(columns={"file": "counted"})
+
+
 def costs_section(record: dict[str, Any], prefix: str, title: str) -> Section:
-    """Bars of latency and of size, and the tables."""
-    latencies, sizes = latency_rows(record), size_rows(record)
+    """Bars of latency and of size, and the tables, of result.json."""
+    return _section(latency_rows(record), size_rows(record), prefix, title)
+
+
+def bench_section(record: dict[str, Any], prefix: str, title: str) -> Section:
+    """The same of bench.json; also which forms were left out, and why."""
+    height, width = record["image"][-2:]
+    lead = f"{record['arch']} on {record['dataset']}, recipe {record['recipe']['name']}, images {height} x {width}. "
+    lead += "".join(f"{form} is left out: {reason}. " for form, reason in record["left_out"].items())
+    return _section(timed_rows(record), form_sizes(record), prefix, title, lead)
+
+
+def _section(latencies: pd.DataFrame, sizes: pd.DataFrame, prefix: str, title: str, lead: str = "") -> Section:
     simulated = "simulated" in set(latencies["label"])
     parts = (
         Drawing(
@@ -62,7 +87,7 @@ def costs_section(record: dict[str, Any], prefix: str, title: str) -> Section:
             formats={"KiB": lambda size: f"{size:,.1f}", "bytes": lambda size: f"{size:,}"},
         ),
     )  # fmt: skip
-    return Section(title, WARNING if simulated else "", parts)
+    return Section(title, lead + (WARNING if simulated else ""), parts)
 
 
 def _latency_table(latencies: pd.DataFrame, name: str) -> Markup:

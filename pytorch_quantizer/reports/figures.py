@@ -21,7 +21,7 @@ from pytorch_quantizer.reports.ablation import PANEL as PANEL_OF_ABLATION
 from pytorch_quantizer.reports.ablation import ablation_rows
 from pytorch_quantizer.reports.chosen_runs import chosen_runs
 from pytorch_quantizer.reports.confusion import class_changes, confusion_matrices, distinct, shown_classes
-from pytorch_quantizer.reports.costs import latency_rows, size_rows
+from pytorch_quantizer.reports.costs import form_sizes, latency_rows, size_rows, timed_rows
 from pytorch_quantizer.reports.distributions import distributions_of
 from pytorch_quantizer.reports.drawings import Figure
 from pytorch_quantizer.reports.layers import measured_tensors, sensitive_layers
@@ -93,6 +93,8 @@ def figures_of(material: Material, tensor: str | None = None, detail: Sequence[s
     for record in material.ablations:
         for panel, part in ablation_rows(record.record).groupby(PANEL_OF_ABLATION, sort=False):
             yield "_".join((record.name, *map(str, panel))), drawings.draw_ablation(part)
+    for record in material.benches:
+        yield from _of_costs(record.name, timed_rows(record.record), form_sizes(record.record))
     for record in material.trainings:
         yield f"{record.name}_training", drawings.draw_training(epochs_table(record.record))
 
@@ -112,9 +114,12 @@ def _of_run(run: Run, tensor: str | None) -> Named:
     if run.details is not None:
         yield from _of_values(run, tensor or worst_tensor(run.layers))
         yield from _of_classes(run)
-    latencies, sizes = latency_rows(run.record), size_rows(run.record)
-    yield f"{run.name}_latency", drawings.draw_costs(latencies, "name", "median_ms", "milliseconds a batch")
-    yield f"{run.name}_size", drawings.draw_costs(sizes, "model", "kib", "KiB on disk")
+    yield from _of_costs(run.name, latency_rows(run.record), size_rows(run.record))
+
+
+def _of_costs(name: str, latencies: pd.DataFrame, sizes: pd.DataFrame) -> Named:
+    yield f"{name}_latency", drawings.draw_costs(latencies, "name", "median_ms", "milliseconds a batch")
+    yield f"{name}_size", drawings.draw_costs(sizes, "model", "kib", "KiB on disk")
 
 
 def _of_values(run: Run, tensor: str | None) -> Named:

@@ -18,7 +18,7 @@ from pytorch_quantizer.reports.ablation import ablation_section
 from pytorch_quantizer.reports.agreement import agreement_section
 from pytorch_quantizer.reports.chosen_runs import MOST_RUNS, chosen_runs
 from pytorch_quantizer.reports.confusion import confusion_section
-from pytorch_quantizer.reports.costs import costs_section
+from pytorch_quantizer.reports.costs import bench_section, costs_section
 from pytorch_quantizer.reports.distributions import distributions_section
 from pytorch_quantizer.reports.layers import sensitivity_section, tensors_section
 from pytorch_quantizer.reports.methods import methods_section
@@ -61,7 +61,8 @@ def title_of(material: Material) -> str:
     if len(material.runs) == 1 and not material.sweeps and not material.leaderboards:
         return run_title(material.runs[0].record)
     kinds = {"Sweep": material.sweeps, "Leaderboard": material.leaderboards, "Sensitivity": material.diagnoses}
-    records = {"Comparison": material.comparisons, "Ablation": material.ablations, "Training": material.trainings}
+    records = {"Comparison": material.comparisons, "Ablation": material.ablations}
+    records |= {"Latency and size": material.benches, "Training": material.trainings}
     named = [f"{kind} {table.name}" for kind, tables in kinds.items() for table in tables]
     named += [f"{kind} {record.name}" for kind, entries in records.items() for record in entries]
     return ", ".join(named) if named else f"{len(material.runs)} runs"
@@ -89,6 +90,9 @@ def sections_of(material: Material, detail: Sequence[str] = ()) -> Iterator[Sect
         yield origin_section(record.record, name, f"Versions and machine ({record.name})")
     for name, record in _numbered("ablation", material.ablations):
         yield ablation_section(record.record, name, f"Which ingredient did what ({record.name})")
+        yield origin_section(record.record, name, f"Versions and machine ({record.name})")
+    for name, record in _numbered("bench", material.benches):
+        yield bench_section(record.record, name, f"Latency and size ({record.name})")
         yield origin_section(record.record, name, f"Versions and machine ({record.name})")
     for name, record in _numbered("training", material.trainings):
         yield training_section(record.record, name, f"Training of {record.name}")

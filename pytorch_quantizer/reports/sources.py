@@ -19,7 +19,10 @@ from pytorch_quantizer.reports.confusion import distinct
 from pytorch_quantizer.sweeps.origins import FILE as ORIGINS
 from pytorch_quantizer.sweeps.origins import read_origins
 
-KNOWN = ("result.json", "results.csv", "leaderboard.csv", "sensitivity.json", "compare.json", "ablation.json")
+KNOWN = (
+    *("result.json", "results.csv", "leaderboard.csv", "sensitivity.json", "compare.json", "ablation.json"),
+    "bench.json",
+)
 TEXTS = ("error", "recipe", "method", "reason")
 READING: dict[str, Any] = {"keep_default_na": False, "na_values": [""]}  # a recipe may be called "null"
 REMEDY = f"give a folder that holds {', '.join(KNOWN[:-1])} or {KNOWN[-1]}, or such a file"
@@ -46,7 +49,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Record:
-    """compare.json, ablation.json, or the report of a training."""
+    """compare.json, ablation.json, bench.json, or the report of a training."""
 
     name: str
     record: dict[str, Any]
@@ -62,6 +65,7 @@ class Material:
     diagnoses: list[Table] = field(default_factory=list)
     comparisons: list[Record] = field(default_factory=list)
     ablations: list[Record] = field(default_factory=list)
+    benches: list[Record] = field(default_factory=list)
     trainings: list[Record] = field(default_factory=list)
 
 
@@ -137,6 +141,8 @@ def _read_record(path: Path, material: Material) -> None:
         material.comparisons.append(Record(name, _read_json(path, ("tensors", "top1", "arch", "dataset"))))
     elif "networks" in record:
         material.ablations.append(Record(name, _read_json(path, ("networks", "dataset", "calibration", "seed"))))
+    elif "left_out" in record:
+        material.benches.append(Record(name, _read_json(path, ("rows", "image", "arch", "dataset", "recipe"))))
     elif "epochs" in record:
         material.trainings.append(Record(path.stem, _read_json(path, ("config", "test", "epochs"))))
     else:

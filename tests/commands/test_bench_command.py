@@ -17,7 +17,8 @@ pytest.importorskip("onnxruntime")
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench")
-    command.main(["--recipe", "w8a8", *FEW, "--threads", "1", "--output", str(folder)])
+    report = ["--report", str(folder / "page.html")]
+    command.main(["--recipe", "w8a8", *FEW, "--threads", "1", "--output", str(folder), *report])
     return folder
 
 
@@ -49,6 +50,12 @@ def test_the_record(measured):
     assert (record["dataset"], record["arch"], record["image"]) == ("digits", "resnet20", [1, 8, 8])
     assert record["left_out"] == {}
     assert len(record["rows"]) == 8
+
+
+def test_the_page_has_every_form(measured):
+    page = (measured / "page.html").read_text(encoding="utf-8")
+    assert "Latency and size" in page
+    assert all(form in page for form in ("float32, ONNX, batch of 3", "quantized, batch of 1"))
 
 
 def test_what_cannot_be_exported_is_left_out_and_said(tmp_path, capsys):

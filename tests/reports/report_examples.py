@@ -200,6 +200,21 @@ def ablation():
     return said | {"networks": [{"arch": "resnet20", "fp32": {"top1": 0.85}, "cells": cells}]}
 
 
+def bench():
+    """bench.json: three forms at two batches."""
+    forms = (("float32", "float32", 1000), ("quantized", "simulated", 270), ("quantized, ONNX", "integer", 300))
+    spread = {"p10_ms": 0.9, "p90_ms": 1.3, "minimum_ms": 0.8, "repeats": 5}
+    rows = [
+        {"model": model, "label": label, "runtime": EVIL, "device": "cpu", "threads": 1}
+        | {"batch_size": batch, "median_ms": 1.0 + batch, "bytes": size, "file": "file on disk"}
+        | spread
+        for model, label, size in forms
+        for batch in (1, 32)
+    ]
+    said = {key: record()[key] for key in ("versions", "machine", "dataset", "arch", "recipe")}
+    return said | {"image": [3, 32, 48], "rows": rows, "left_out": {"float32, ONNX": f"it is {EVIL}"}}
+
+
 def training():
     """The report beside trained weights."""
     epochs = [
@@ -216,6 +231,9 @@ def write_all(folder):
     (folder / "compare" / "compare.json").write_text(json.dumps(comparison()))
     (folder / "ablation").mkdir()
     (folder / "ablation" / "ablation.json").write_text(json.dumps(ablation()))
+    (folder / "bench").mkdir()
+    (folder / "bench" / "bench.json").write_text(json.dumps(bench()))
     (folder / "net.json").write_text(json.dumps(training()))
     made = [write_sweep(folder / "sweep"), write_board(folder / "board"), write_run(folder / "run")]
-    return [*made, write_diagnosis(folder / "diagnosis"), folder / "compare", folder / "ablation", folder / "net.json"]
+    records = [folder / name for name in ("compare", "ablation", "bench", "net.json")]
+    return [*made, write_diagnosis(folder / "diagnosis"), *records]

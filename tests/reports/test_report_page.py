@@ -57,9 +57,11 @@ def test_all_sections_from_the_many_to_the_single(page):
         "Versions and machine (compare)",
         "Which ingredient did what (ablation)",
         "Versions and machine (ablation)",
+        "Latency and size (bench)",
+        "Versions and machine (bench)",
         "Training of net",
     ]
-    assert re.findall(r'<a href="#(s\d+)">', page) == [f"s{i}" for i in range(15)]
+    assert re.findall(r'<a href="#(s\d+)">', page) == [f"s{i}" for i in range(17)]
 
 
 def test_nothing_is_fetched(page):

@@ -14,7 +14,7 @@ def test_each_kind_by_what_it_holds(tmp_path):
     found = read_material(write_all(tmp_path))
     counts = {name: len(entries) for name, entries in vars(found).items()}
     assert counts == dict.fromkeys(
-        ("runs", "sweeps", "leaderboards", "diagnoses", "comparisons", "ablations", "trainings"), 1
+        ("runs", "sweeps", "leaderboards", "diagnoses", "comparisons", "ablations", "benches", "trainings"), 1
     )
 
 
