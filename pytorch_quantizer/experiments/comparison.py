@@ -91,9 +91,7 @@ def run_comparison(
     quantized = quantize_job(model, recipe, drawn, config, resources)
     comparison = compare(quantized, make_loader(test, config.batch_size, limit=config.limit))
     record = {
-        "dataset": config.dataset,
-        "arch": config.arch,
-        "seed": config.seed,
+        **config.subject,
         "recipe": asdict(recipe),
         "calibration": {
             "samples": quantized.calibration_images,

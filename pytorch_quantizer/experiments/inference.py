@@ -129,10 +129,8 @@ def result_of(done: Inference) -> InferenceResult:
     images = next(iter(done.drawn))[0].to(device)
     measured = images[:LAYER_IMAGES]
     record = {
-        "dataset": config.dataset,
-        "arch": config.arch,
+        **config.subject,
         "samples": done.evaluation.samples,
-        "seed": config.seed,
         "deployable": quantized.recipe.deployable,
         "quantizing_seconds": done.seconds,
         "recipe": asdict(quantized.recipe),

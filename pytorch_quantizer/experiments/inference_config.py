@@ -59,6 +59,12 @@ class ResolvedConfig(InferenceConfig):
     dataset: str = "digits"
     arch: str = "resnet20"
 
+    @property
+    def subject(self) -> dict[str, Any]:
+        """What a record says of it: dataset, arch, checkpoint (None: bundled, or torchvision's) and seed."""
+        checkpoint = None if self.checkpoint is None else str(self.checkpoint)
+        return {"dataset": self.dataset, "arch": self.arch, "checkpoint": checkpoint, "seed": self.seed}
+
 
 def resolved(config: InferenceConfig) -> ResolvedConfig:
     """The same with a data set and a network: what ``data`` holds, else digits; and the data set's usual network.

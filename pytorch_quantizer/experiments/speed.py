@@ -73,10 +73,8 @@ def run_speed(networks: Networks, config: ResolvedConfig, timing: Timing) -> Spe
     """Measure the networks that ``config`` describes, with a record. Raises InputError as measure_speed does."""
     speed = measure_speed(networks, timing)
     record = {
-        "dataset": config.dataset,
-        "arch": config.arch,
+        **config.subject,
         "image": list(networks.images.shape[1:]),
-        "seed": config.seed,
         "recipe": asdict(networks.quantized.recipe),
         **provenance(networks.images.device, "onnx", "onnxruntime"),
     }

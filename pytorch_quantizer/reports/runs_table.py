@@ -24,6 +24,7 @@ def _run_row(record: dict[str, Any]) -> dict[str, Any]:
     return {
         **{"dataset": record["dataset"], "arch": record["arch"], "recipe": recipe.get("name", "")},
         **named,
+        "checkpoint": record.get("checkpoint") or "",
         **{"seed": record.get("seed"), **rates, "fp32_top1": fp32["top1"], "size_bytes": quantized["size_bytes"]},
         **{"fp32_size_bytes": fp32["size_bytes"], "seconds": record.get("quantizing_seconds")},
         **{"samples": record.get("samples"), "deployable": record.get("deployable"), "error": ""},

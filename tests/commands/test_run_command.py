@@ -37,6 +37,7 @@ class TestTheEmbeddedJob:
         result = json.loads((written / "result.json").read_text())
         assert result.keys() >= {"dataset", "arch", "samples", "seed", "deployable", "recipe", "fp32", "quantized"}
         assert result.keys() >= {"versions", "machine"}
+        assert result["checkpoint"] is None
         measures = {"top1", "top5", "precision", "recall", "f1", "latency_ms", "size_bytes"}
         assert result["fp32"].keys() >= measures
         assert result["quantized"].keys() >= measures | {"agreement", "execution"}

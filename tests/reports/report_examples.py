@@ -92,10 +92,18 @@ def measures(top1, label, size):
     }  # fmt: skip
 
 
-def record(name=EVIL):
+def record(name=EVIL, checkpoint=None):
     """result.json."""
     recipe = {"name": name, "weights": "int4", "activations": "int4", "clip": "laplace", "overrides": []}
-    found = {"dataset": "cifar10", "arch": "resnet20", "samples": 23, "seed": 0, "deployable": True, "recipe": recipe}
+    found = {
+        "dataset": "cifar10",
+        "arch": "resnet20",
+        "checkpoint": checkpoint,
+        "samples": 23,
+        "seed": 0,
+        "deployable": True,
+        "recipe": recipe,
+    }
     found |= {"fp32": measures(0.85, "float32", 1000), "layers": {"samples": 16, "split": "train"}}
     found |= {"quantized": measures(0.8, "simulated", 270) | {"agreement": 0.9}, "quantizing_seconds": 0.5}
     found |= {"versions": {"python": "3.11", "torch": "2.12"}, "machine": {"processor": "a CPU", "cores": 2}}

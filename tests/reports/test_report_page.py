@@ -30,6 +30,7 @@ from pytorch_quantizer.reports.report import report, write_report_page
 from pytorch_quantizer.reports.runs_table import runs_table
 from pytorch_quantizer.reports.section import Section
 from pytorch_quantizer.reports.sources import Material, read_material, run_of
+from pytorch_quantizer.reports.tradeoff import tradeoff_points
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,12 @@ def test_several_runs_are_points_and_sections_of_their_own(tmp_path):
 def test_runs_are_rows_of_a_sweep(tmp_path):
     table = runs_table(read_material([write_run(tmp_path)]).runs)
     assert table.loc[0, ["top1", "fp32_top1", "size_bytes"]].tolist() == [0.8, 0.85, 270]
+
+
+def test_runs_of_other_weights_have_charts_of_their_own(tmp_path):
+    folders = [write_run(tmp_path / name, checkpoint=f"{name}.th") for name in ("one", "two")]
+    panels = tradeoff_points(runs_table(read_material(folders).runs))["panel"]
+    assert list(panels) == ["resnet20 on cifar10, one.th", "resnet20 on cifar10, two.th"]
 
 
 def test_a_recipe_is_told_by_what_it_changes():
