@@ -112,8 +112,9 @@ def test_the_address_is_told_until_it_ends(tmp_path, monkeypatch, capsys):
 
 def test_ctrl_c_ends_it_without_a_traceback(tmp_path):
     write(tmp_path, sweep_rows())
-    code = (
-        f"from pytorch_quantizer.reports.live import serve; from pathlib import Path; serve(Path({str(tmp_path)!r}), 0)"
+    code = (  # a shell tells what runs in its background to ignore Ctrl-C, and so these tests' children perhaps
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from pathlib import Path; "
+        f"from pytorch_quantizer.reports.live import serve; serve(Path({str(tmp_path)!r}), 0)"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
