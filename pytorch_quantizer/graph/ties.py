@@ -68,25 +68,26 @@ def clear_scale(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Ten
     """
     widest = max(grids, key=lambda grid: grid.bits)
     others = [grid for grid in grids if grid.bits != widest.bits or not torch.equal(grid.scale, widest.scale)]
-    multiplier = (input_scale * scale.reshape(-1) / widest.scale).double()
-    fractions = _fractions(multiplier, largest_denominator(widest.bits), DENOMINATORS if others else 0)
-    apart = (fractions / multiplier - 1).abs()
-    tried = fractions.gather(0, apart.argsort(dim=0, stable=True) if others else apart.argmin(0)[None])
+    multiplier = (input_scale * scale.reshape(-1, 1) / widest.scale).double()
+    numerator, denominator = _fractions(multiplier, largest_denominator(widest.bits), DENOMINATORS if others else 0)
+    apart = (numerator / multiplier).div_(denominator).sub_(1).abs_()
+    order = apart.argsort(dim=1, stable=True) if others else apart.argmin(1, keepdim=True)
+    tried = numerator.gather(1, order) / denominator.gather(1, order)
     scales = (tried * (widest.scale.double() / input_scale.double())).to(scale.dtype)
     clear = clearance(scales, input_scale, others).clamp(max=1)  # of several that are clear, the first
-    return scales.gather(0, clear.max(0).indices[None])[0].reshape(scale.shape)
+    return scales.gather(1, clear.max(1, keepdim=True).indices).reshape(scale.shape)
 
 
-def _fractions(multiplier: Tensor, largest: int, beside: int) -> Tensor:
-    """[C] → [F, C]: for each, fractions near it whose denominators are odd and at most about ``largest``.
+def _fractions(multiplier: Tensor, largest: int, beside: int) -> tuple[Tensor, Tensor]:
+    """[C, 1] → numerators and odd denominators [C, F] of fractions near each; at most about ``largest`` these.
 
     beside: how many denominators on either side of a numerator's nearest are taken too.
     """
-    most = (multiplier * largest).floor()
-    numerator = (most - torch.arange(NUMERATORS, device=multiplier.device)[:, None]).clamp(min=1)
-    nearest = 2 * ((numerator / multiplier - 1) / 2).round() + 1
-    steps = 2 * torch.arange(-beside, beside + 1, device=multiplier.device)[:, None, None]
-    return (numerator / (nearest + steps).clamp(min=1)).flatten(0, 1)
+    numerator = ((multiplier * largest).floor() - torch.arange(NUMERATORS, device=multiplier.device)).clamp_(min=1)
+    nearest = (numerator / multiplier).sub_(1).div_(2).round_().mul_(2).add_(1)
+    steps = 2 * torch.arange(-beside, beside + 1, device=multiplier.device)[:, None]
+    denominator = (nearest[:, None] + steps).clamp_(min=1)
+    return numerator[:, None].expand_as(denominator).flatten(1), denominator.flatten(1)
 
 
 def clearance_asked(bits: int) -> float:
@@ -131,29 +132,29 @@ def input_quantizer(model: QuantizedModel, node: fx.Node) -> fx.Node | None:
     source = tensor_inputs(node)[0]
     while keeps_values(model, source):
         (source,) = kept_operands(model, source)
-    return None if _grid(model, source) is None else source
+    return None if _gridded(model, source) is None else source
 
 
 def input_scale(model: QuantizedModel, node: fx.Node) -> Tensor | None:
     """The scale of that grid."""
     source = input_quantizer(model, node)
-    grid = None if source is None else _grid(model, source)
-    return None if grid is None else grid.scale
+    quantizer = None if source is None else _gridded(model, source)
+    return None if quantizer is None else quantizer.scale
 
 
 def _readers(model: QuantizedModel, node: fx.Node) -> Iterator[QParams]:
     """The grids that a layer's sums are put on as they are, or after ReLUs and what keeps values."""
     for user in node.users:
-        grid = _grid(model, user)
-        if grid is not None:
-            yield grid
+        quantizer = _gridded(model, user)
+        if quantizer is not None:
+            yield quantizer.qparams
         elif is_relu(model, user) or keeps_values(model, user) or is_concatenation(model, user):
             yield from _readers(model, user)
 
 
-def _grid(model: QuantizedModel, node: fx.Node) -> QParams | None:
-    """The grid, one for the whole tensor, that a node puts its input on."""
+def _gridded(model: QuantizedModel, node: fx.Node) -> IntQuantizer | None:
+    """The quantizer that a node calls, where it puts its input on one grid for the whole tensor."""
     quantizer = module_of(model, node)
     if not isinstance(quantizer, IntQuantizer) or not quantizer.needs_statistics or quantizer.axis is not None:
         return None
-    return quantizer.qparams
+    return quantizer
