@@ -29,6 +29,7 @@ from pytorch_quantizer.graph.operations import layer_nodes, module_of
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.qtypes import IntQuantizer
 from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.repeatable import repeatable_kernels
 
 SEEDS = 2**20  # blocks that a seed has room for
 ERRORS = ":errors"  # no tensor of a model has such a name
@@ -79,7 +80,7 @@ def reconstruct(
     _keep_to(max_memory, cache, largest_need(model, blocks, schedule.batch))
     walk = _Walk(model, graph, images, cache, scales, schedule)
     results = []
-    with _deterministic(device_of(model)), _frozen(model), _bar(blocks, schedule, progress) as bar:
+    with repeatable_kernels(), _frozen(model), _bar(blocks, schedule, progress) as bar:
         for index, block in enumerate(blocks):
             bar.set_description(f"block {index + 1} of {len(blocks)}: {block.name}")
             examples = walk.examples(block)
@@ -240,18 +241,3 @@ def _frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in needed:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _deterministic(device: torch.device) -> Iterator[None]:
-    """The same numbers each time on a GPU too, where torch has an algorithm that gives them."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    cudnn = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
-    if device.type == "cuda":
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = cudnn

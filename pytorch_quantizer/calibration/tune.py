@@ -5,7 +5,6 @@ Weights keep their codes, so that it can follow whatever chose them; training th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from pytorch_quantizer.calibration.lesson import Lesson, Selection, block_output
 from pytorch_quantizer.calibration.trainable import LearnedLayer, make_trainable, write_back
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.repeatable import repeatable_kernels
 
 EPSILON = 1e-12  # Adam's: gradients of steps are scaled by LSQ's 1/√(N·qmax), far below what its 1e-8 is made for
 
@@ -78,17 +78,6 @@ def tune(
         if after < before:
             write_back(learned, model)
     return Tuned(before, after, after < before)
-
-
-@contextmanager
-def repeatable_kernels() -> Iterator[None]:
-    """Ask torch for kernels that repeat to the bit, as far as there are such."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 class _Course(NamedTuple):

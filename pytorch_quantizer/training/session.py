@@ -25,6 +25,7 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import Evaluation, evaluate
 from pytorch_quantizer.logbook import LogFlags, open_logbooks
 from pytorch_quantizer.models import default_preprocessing
+from pytorch_quantizer.repeatable import repeatable_kernels
 from pytorch_quantizer.training.augmentation import augment
 from pytorch_quantizer.training.config import TrainingConfig, best_path, state_path, weights_path
 from pytorch_quantizer.training.epoch_log import EXPERIMENT, EpochLog, log_training
@@ -145,14 +146,12 @@ def _load_split(config: TrainingConfig, split: str) -> ImageDataset:
 @contextmanager
 def _repeatable(config: TrainingConfig) -> Iterator[None]:
     """Ask torch for repeatable kernels, and for the configured threads, until training is over."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     threads = torch.get_num_threads()
-    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.set_num_threads(config.threads or threads)
     try:
-        yield
+        with repeatable_kernels():
+            yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.set_num_threads(threads)
 
 
