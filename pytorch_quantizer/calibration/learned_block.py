@@ -19,6 +19,7 @@ from pytorch_quantizer.graph.blocks import Block
 from pytorch_quantizer.graph.branches import quantizer_of
 from pytorch_quantizer.graph.operations import Layer, layer_of
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.layouts import needs_channels_first
 from pytorch_quantizer.quantization.qtypes import IntQuantizer
 
 FINE = 8  # bits of activations from which on a step is as good as calibrated
@@ -33,6 +34,7 @@ class SoftLayer(nn.Module):
         self.weight = SoftRoundedWeight(weight, quantizer)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
         self.share: Any = None
+        self._channels_first = needs_channels_first(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer computes; ``share`` is the weight's of this call, for the regularizer."""
@@ -40,7 +42,7 @@ class SoftLayer(nn.Module):
         tensors = {"weight": self.weight(self.share)}
         if self.bias is not None:
             tensors["bias"] = self.bias
-        output: Tensor = functional_call(self._layer[0], tensors, (x,))
+        output: Tensor = functional_call(self._layer[0], tensors, (x.contiguous() if self._channels_first else x,))
         return output
 
     @torch.no_grad()

@@ -21,6 +21,7 @@ from pytorch_quantizer.calibration.qat import Student
 from pytorch_quantizer.data import ImageDataset, calibration_loader
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.layouts import needs_channels_first
 from pytorch_quantizer.models import create_model
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.training.average import Average
@@ -50,7 +51,7 @@ class Pupil:
     def learn(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step on a batch; the loss before it."""
         kind = images.device.type
-        if self.bfloat16 and images.dim() == 4:
+        if self.bfloat16 and images.dim() == 4 and not any(map(needs_channels_first, self.model.modules())):
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(kind, torch.bfloat16) if self.bfloat16 else nullcontext():
             loss = self.loss(images, labels)
