@@ -8,9 +8,11 @@
 #if defined(__clang__)
 #define PQ_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #define PQ_UNROLLED _Pragma("unroll")
+#define PQ_ROLLED _Pragma("nounroll")
 #else
 #define PQ_INDEPENDENT _Pragma("GCC ivdep")
 #define PQ_UNROLLED _Pragma("GCC unroll 8")
+#define PQ_ROLLED _Pragma("GCC unroll 1")
 #endif
 
 namespace pq {

@@ -5,6 +5,7 @@
 #include "../ops.h"
 #include "isa.h"
 #include "lanes.h"
+#include "one_read.h"
 #include "walk.h"
 
 #if defined(PQ_X86)
@@ -102,6 +103,39 @@ void read_second(const Walk& walk, double* out) {
   }
 }
 
+// One read for both, unless the mean turns out to lie outside the middle, or so far from 0 that Σx² says little of the
+// variance: then only the first read's rows are settled, to the same bits, and the answer is false.
+bool read_once(const Walk& walk, Middle middle, double* out) {
+  const double n = static_cast<double>(walk.per_channel);
+  Partials partials(walk, kOnce);
+  std::vector<std::vector<float>> kept(walk.chunks);
+  const auto sum = PQ_PICK(once_chunk);
+  for_each_gathered(walk, [&](const Chunk& chunk, const float* x, int64_t size) {
+    float within[kChunk + 3];
+    const int64_t count = sum(x, size, middle, within, partials.at(chunk));
+    kept[chunk.place].assign(within, within + count);
+  });
+  partials.join([](double* into, const double* from) {
+    First first = First::read(into, 1);
+    Once once = Once::read(into);
+    first.add(First::read(from, 1));
+    once.add(Once::read(from));
+    first.write(into, 1);
+    once.write(into);
+  });
+  const First first = First::read(partials.at(0, 0), 1);
+  const Once once = Once::read(partials.at(0, 0));
+  first.finish(n, out, 1);
+  const double mean = out[kMeanOut], square = once.square - mean * first.sum;
+  if (!middle.holds(mean) || far_from_zero(mean, square / n)) return false;
+  double excess = once.excess + once.above * (middle.high - mean);
+  for (const auto& each : kept) {
+    excess += PQ_PICK(excess_over)(mean, each.data(), static_cast<int64_t>(each.size()));
+  }
+  finish_second(2.0 * excess, square, n, out, 1);
+  return true;
+}
+
 }  // namespace
 
 Tensor statistics_of(const Tensor& x, int64_t axis, bool spread) {
@@ -109,7 +143,9 @@ Tensor statistics_of(const Tensor& x, int64_t axis, bool spread) {
   const int64_t shape[] = {kStatistics, walk.channels};
   Tensor out = torch::stable::new_empty(x, {shape, axis < 0 ? 1u : 2u}, ScalarType::Double);
   double* data = static_cast<double*>(out.mutable_data_ptr());
-  read_first(walk, data);
+  const std::optional<Middle> middle = spread ? find_middle(walk) : std::nullopt;
+  if (middle && read_once(walk, *middle, data)) return out;
+  if (!middle) read_first(walk, data);
   if (spread) read_second(walk, data);
   return out;
 }

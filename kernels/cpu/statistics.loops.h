@@ -12,11 +12,18 @@ using WideIntLanes = int32_t __attribute__((vector_size(kWide * sizeof(int32_t))
 // lie beyond the chunk, in the next one or in nothing: to ask faults nowhere.
 constexpr int64_t kAhead = 2048;
 
-inline DoubleLanes positive_part(DoubleLanes v) {
+inline DoubleLanes widened(const float* x) {
+  FloatLanes v;
+  __builtin_memcpy(&v, x, sizeof v);
+  return PQ_WIDENED(v);
+}
+
+// The larger of the two; of NaN the floor.
+inline DoubleLanes at_least(DoubleLanes v, DoubleLanes floor) {
 #if defined(PQ_WIDE_ISA)
-  return (DoubleLanes)_mm256_max_pd((__m256d)v, _mm256_setzero_pd());  // of NaN 0
+  return (DoubleLanes)_mm256_max_pd((__m256d)v, (__m256d)floor);
 #else
-  return v > 0.0 ? v : DoubleLanes{};
+  return v > floor ? v : floor;
 #endif
 }
 
@@ -24,11 +31,8 @@ inline DoubleLanes positive_part(DoubleLanes v) {
 struct FirstSums {
   DoubleLanes sum{}, positive_sum{}, positive_square{};
 
-  void add(const float* x) {
-    FloatLanes v;
-    __builtin_memcpy(&v, x, sizeof v);
-    const DoubleLanes wide = PQ_WIDENED(v);
-    const DoubleLanes kept = positive_part(wide);
+  void add(DoubleLanes wide) {
+    const DoubleLanes kept = at_least(wide, DoubleLanes{});
     sum += wide;
     positive_sum += kept;
     positive_square = add_exact_product(positive_square, kept, kept);
@@ -60,17 +64,10 @@ inline void find_nan(First& total, const float* x, int64_t n, int64_t stride) {
   if (total.sum != total.sum && any_nan(x, n, stride)) total.low = total.high = NAN;
 }
 
-// results: kFirst numbers, `step` apart.
-inline void first_chunk(const float* x, int64_t n, double* results, int64_t step) {
-  FirstSums even, odd;
-  FirstEnds ends;
-  int64_t i = 0;
-  for (; i + kStep <= n; i += kStep) {
-    __builtin_prefetch(x + i + kAhead);
-    even.add(x + i);
-    odd.add(x + i + kLanes);
-    for (int at = 0; at < kStep; at += kWide) ends.add(x + i + at);
-  }
+// The whole steps of a chunk become one: the rest of it, from `done` on, is added by the element. Into results, kFirst
+// numbers `step` apart.
+inline void join_first(const FirstSums& even, const FirstSums& odd, const FirstEnds& ends, const float* x, int64_t done,
+                       int64_t n, double* results, int64_t step) {
   First total;
   const DoubleLanes sum = even.sum + odd.sum, positive_sum = even.positive_sum + odd.positive_sum;
   const DoubleLanes positive_square = even.positive_square + odd.positive_square;
@@ -85,9 +82,23 @@ inline void first_chunk(const float* x, int64_t n, double* results, int64_t step
     high = ends.high[lane] > high ? ends.high[lane] : high;
   }
   total.positive_count = static_cast<double>(positive), total.low = low, total.high = high;
-  for (; i < n; ++i) total.add(First::of(x[i]));
+  for (int64_t i = done; i < n; ++i) total.add(First::of(x[i]));
   find_nan(total, x, n, 1);
   total.write(results, step);
+}
+
+// results: kFirst numbers, `step` apart.
+inline void first_chunk(const float* x, int64_t n, double* results, int64_t step) {
+  FirstSums even, odd;
+  FirstEnds ends;
+  int64_t i = 0;
+  for (; i + kStep <= n; i += kStep) {
+    __builtin_prefetch(x + i + kAhead);
+    even.add(widened(x + i));
+    odd.add(widened(x + i + kLanes));
+    for (int at = 0; at < kStep; at += kWide) ends.add(x + i + at);
+  }
+  join_first(even, odd, ends, x, i, n, results, step);
 }
 
 struct SecondSums {
@@ -95,9 +106,7 @@ struct SecondSums {
 
   template <class Mean>
   void add(const float* x, Mean mean) {
-    FloatLanes v;
-    __builtin_memcpy(&v, x, sizeof v);
-    const DoubleLanes centred = PQ_WIDENED(v) - mean;
+    const DoubleLanes centred = widened(x) - mean;
     absolute += (DoubleLanes)((LongLanes)centred & INT64_MAX);  // without its sign
     square += centred * centred;
   }
@@ -133,7 +142,7 @@ inline void first_tile(const float* x, int64_t rows, int64_t stride, double* res
   FirstSums sums[kStep / kLanes];
   FirstEnds ends[kStep / kWide];
   for (int64_t row = 0; row < rows; ++row) {
-    for (int at = 0; at < kStep; at += kLanes) sums[at / kLanes].add(x + row * stride + at);
+    for (int at = 0; at < kStep; at += kLanes) sums[at / kLanes].add(widened(x + row * stride + at));
     for (int at = 0; at < kStep; at += kWide) ends[at / kWide].add(x + row * stride + at);
   }
   for (int c = 0; c < kStep; ++c) {
@@ -186,3 +195,5 @@ inline void second_rows(const float* x, int64_t rows, int64_t stride, int64_t n,
     }
   }
 }
+
+#include "one_read.loops.h"

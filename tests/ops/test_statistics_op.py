@@ -88,3 +88,58 @@ class TestStatistics:
         x = torch.randn(3, 70001, device=device)
         for axis in (None, 0):
             assert_same(ops.tensor_statistics(x, axis=axis), ops.tensor_statistics(x, axis=axis))
+
+
+class TestOneRead:
+    """Large tensors: the mean's neighbours are kept, all else is settled in one read, whatever the sample promised."""
+
+    N = 2**22 + 77
+
+    def normal(self):
+        return torch.randn(self.N, generator=torch.Generator().manual_seed(0))
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_matches_float64(self, device, dtype):
+        check_statistics((self.normal() + 0.2).to(device, dtype), None)
+
+    def test_zeros_of_a_relu(self, device):
+        check_statistics(self.normal().relu().to(device), None)
+
+    def test_any_number_of_threads_and_instruction_set_gives_the_same_bits(self, threads, isa, monkeypatch):
+        x = self.normal()
+        expected = ops.tensor_statistics(x)
+        for count in (1, 2, 3):
+            threads(count)
+            assert_same(ops.tensor_statistics(x), expected)
+        monkeypatch.setenv("PQ_CPU_CAPABILITY", "baseline")
+        assert_same(ops.tensor_statistics(x), expected)
+
+    def test_mean_outside_the_middle(self, device):
+        x = self.normal()
+        x[20001:20015] = 1e5
+        check_statistics(x.to(device), None)
+
+    def test_zeros_beside_the_mean(self, device):
+        x = self.normal()
+        x[::2] = 0.0
+        check_statistics(x.to(device), None)
+
+    def test_elements_at_the_ends_of_the_middle(self, device):
+        x = torch.tensor([1.0, -1.0]).repeat(2**21)
+        x[::64] = x[1::64] = 0.0
+        expected = 1 - 1 / 32
+        got = ops.tensor_statistics(x.to(device))
+        assert got[3:6].tolist() == [0.0, expected, expected]
+
+    def test_mean_far_from_zero(self, device):
+        x = self.normal() + 1000
+        got, expected = both("tensor_statistics", x.to(device))
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+    @pytest.mark.parametrize("place", [0, 20001])  # in the sample, and between its runs
+    def test_what_is_not_finite_shows(self, device, place):
+        x = self.normal().to(device)
+        x[place] = inf
+        assert ops.tensor_statistics(x)[2:4].tolist() == [inf, inf]
+        x[place] = nan
+        assert ops.tensor_statistics(x)[1:6].isnan().all()
