@@ -25,6 +25,7 @@ COLUMNS = (
 )
 GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
 LEVEL = 0.95  # of the interval of a mean over seeds
+FEW_BITS = 2  # of weights, up to which their grids have a zero point: symmetric ones have three levels, not four
 
 BEST_RANGES = {"clip": "mse", "weight_clip": "output_mse"}
 STATISTICAL = {**BEST_RANGES, "activation_correction": "both"}
@@ -59,7 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "qdrop": QDROP,
     "qdrop + tuning": {**QDROP, **TUNING},
     "long qdrop + tuning": {**QDROP, "reconstruction_iterations": 2500, **TUNING},
-    "qat": {**LEARNED, "weight_narrow": False},
+    "qat": {**LEARNED, "weight_narrow": False, "weight_symmetric": True},
 }
 TRAINED = ("qat",)  # methods whose network is trained before it is measured (trained_cell.py)
 
@@ -110,7 +111,8 @@ def parse_names(flag: str, text: str) -> list[str]:
 
 def recipe_of(method: str, setting: Setting, residual: str, seed: int) -> Recipe:
     """A cell's recipe. Raises InputError where the method's fields don't allow these widths."""
-    fields = {"wide_residual": RESIDUALS[residual], "seed": seed, **METHODS[method]}
+    fields: dict[str, Any] = {"wide_residual": RESIDUALS[residual], "seed": seed}
+    fields |= {"weight_symmetric": setting.weights > FEW_BITS, **METHODS[method]}
     weights, activations = f"int{setting.weights}", f"int{setting.activations}"
     return Recipe(name=f"{method} {setting}", weights=weights, activations=activations, **fields)
 
@@ -118,7 +120,8 @@ def recipe_of(method: str, setting: Setting, residual: str, seed: int) -> Recipe
 def policy(recipe: Recipe) -> dict[str, Any]:
     """What a row says of its recipe beside method and widths."""
     first_last = [text or "int8" for text in (recipe.first, recipe.last)]
-    granularity = f"weights {recipe.weight_granularity}, activations {recipe.activation_granularity}"
+    affine = "" if recipe.weight_symmetric else " affine"
+    granularity = f"weights {recipe.weight_granularity}{affine}, activations {recipe.activation_granularity}"
     return {
         "first_last": "/".join(dict.fromkeys(first_last)),
         "granularity": granularity.replace("_", "-"),

@@ -44,6 +44,13 @@ class TestRecipes:
         assert recipe.seed == 3
         assert {name: getattr(recipe, name) for name in METHODS[method]} == METHODS[method]
 
+    def test_two_bits_of_weights_get_their_fourth_level(self):
+        symmetric = {bits: recipe_of("mse", Setting(bits, 4), "narrow", 0).weight_symmetric for bits in (2, 3, 8)}
+        assert symmetric == {2: False, 3: True, 8: True}
+        assert policy(recipe_of("mse", Setting(2, 4), "narrow", 0))["granularity"].startswith(
+            "weights per-channel affine,"
+        )
+
     def test_methods_differ(self):
         made = [recipe_of(method, Setting(4, 4), "narrow", 0).replace(name="") for method in METHODS]
         assert all(made.count(recipe) == 1 for recipe in made)
