@@ -246,10 +246,14 @@ class TestInIntegers:
         same_codes({"cat": found}, {"cat": expected})
 
 
+# With eight ONNX Runtime's int8 kernels saturate on CPUs without VNNI: not what is asked here.
+SEVEN_BITS = {"weights": "int7", "first": "int7", "last": "int7"}
+
+
 class TestWeights:
     @pytest.mark.parametrize("kind", ["int8", "uint8"])
     def test_are_stored_as_asked(self, kind, exported, tmp_path):
-        model, x = quantized(residual()), images(8, 3, 8, 8)
+        model, x = quantized(residual(), **SEVEN_BITS), images(8, 3, 8, 8)
         export, runtime, report = exported(model, x, weight_type=kind)
         assert export.weight_types == {"a": kind, "b": kind, "fc": kind}
         stored = {i.name: onnx.numpy_helper.to_array(i) for i in onnx.load(tmp_path / "model.onnx").graph.initializer}
@@ -291,7 +295,7 @@ class TestWeights:
 
     def test_of_four_bits_take_half_a_byte_in_storage(self, exported, tmp_path):
         layers = [nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3), nn.ReLU(), nn.Flatten(), nn.Linear(1024, 3)]
-        model, x = quantized(sequence(*layers), weights="int4"), images(8, 3, 8, 8)
+        model, x = quantized(sequence(*layers), **SEVEN_BITS | {"weights": "int4"}), images(8, 3, 8, 8)
         plain, _, _ = exported(model, x)
         export, runtime, _ = exported(model, x, storage=True)
         assert export.label == runtime.label == "storage"
