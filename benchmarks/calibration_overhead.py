@@ -3,7 +3,7 @@
 python benchmarks/calibration_overhead.py [--images 32] [--repeats 3] [--json FILE]
 
 Within each run of quantize() a clock counts the network's passes: calibration's, without what observers take in it, and
-the three of two images by which capture marks a graph and checks it. The rest is all that quantize() does beside them:
+the two of two images by which capture marks a graph and checks it. The rest is all that quantize() does beside them:
 tracing, folding, placement, statistics, ranges, weights and biases put on their grids. The share is of calibration's
 pass.
 Weights are random: nothing here depends on their values. W8A4 with analytic ranges must stay within 10 %; methods that

@@ -67,9 +67,10 @@ def capture(
     graph = normalize(graph)
     _check_inputs(graph)
     _label(graph)
-    _annotate(graph, example)
-    if example is not None:
-        _check_faithful(model, graph, example)
+    if example is None:
+        _annotate_unseen(graph)
+    else:
+        _check_faithful(model, _annotate(graph, example), example)
     return Captured(graph, opaque)
 
 
@@ -251,14 +252,16 @@ def _holds_floats(value: Any) -> bool:
     return isinstance(value, Tensor) and value.dtype in FLOATS
 
 
-def _annotate(graph: fx.GraphModule, example: Tensor | None) -> None:
-    if example is None:
-        for node in graph.graph.nodes:
-            node.meta["is_tensor"] = not _is_shape(node)
-        return
+def _annotate_unseen(graph: fx.GraphModule) -> None:
+    for node in graph.graph.nodes:
+        node.meta["is_tensor"] = not _is_shape(node)
+
+
+def _annotate(graph: fx.GraphModule, example: Tensor) -> Any:
+    """Mark the tensors by a run, whose output is returned."""
     try:
         with torch.no_grad():
-            _Annotator(graph).run(example)
+            return _Annotator(graph).run(example.clone())  # a forward may write into its input
     except (RuntimeError, ValueError) as error:  # whatever a shape that doesn't fit makes a foreign layer raise
         first = str(error).splitlines()[0]
         raise InputError(
@@ -276,12 +279,12 @@ def _is_shape(node: fx.Node) -> bool:
     return getattr(node.target, "__module__", "") == "_operator" and bool(sources) and all(map(_is_shape, sources))
 
 
-def _check_faithful(model: nn.Module, graph: fx.GraphModule, example: Tensor) -> None:
-    """In-place tricks and control flow can make a trace differ from the model: nothing after it could be trusted."""
+def _check_faithful(model: nn.Module, got: Any, example: Tensor) -> None:
+    """Compare what the graph gave for the example with the model: tracing can miss in-place tricks and control flow."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     with torch.no_grad():
-        expected, got = model(example.clone()), graph(example.clone())
+        expected = model(example.clone())
     for module, training in modes.items():
         module.training = training
     for ours, theirs in zip(_tensors(got), _tensors(expected), strict=True):
