@@ -1,5 +1,9 @@
 """tensor_statistics against the reference and numpy."""
 
+import ctypes
+import mmap
+import sys
+
 import pytest
 import torch
 from hard_inputs import DTYPES, LAYOUTS, assert_same, cut_tensors
@@ -98,6 +102,16 @@ class TestOneRead:
     def normal(self):
         return torch.randn(self.N, generator=torch.Generator().manual_seed(0))
 
+    def known_middle(self, tail):
+        """2²² elements whose middle is [−3/16, 3/16], many of them its ends, then a tail that no sample takes.
+
+        Whichever runs of 16 the sample takes, their sums are those of their blocks of 2048: 64, −64, 0, 0 in turns.
+        """
+        above = torch.tensor([4.0] * 14 + [3 / 16, 8 - 3 / 16])
+        between = torch.tensor([4.0, -4.0]).repeat(8)
+        blocks = torch.stack([above, -above, between, between])[:, None].expand(4, 128, 16)
+        return torch.cat([blocks.flatten().repeat(2**22 // blocks.numel()), torch.tensor(tail)])
+
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_matches_float64(self, device, dtype):
         check_statistics((self.normal() + 0.2).to(device, dtype), None)
@@ -114,25 +128,61 @@ class TestOneRead:
         monkeypatch.setenv("PQ_CPU_CAPABILITY", "baseline")
         assert_same(ops.tensor_statistics(x), expected)
 
-    def test_mean_outside_the_middle(self, device):
+    @pytest.mark.parametrize("value", [1e5, -1e5])
+    def test_mean_outside_the_middle(self, device, value):
         x = self.normal()
-        x[20001:20015] = 1e5
+        x[20001:20015] = value
         check_statistics(x.to(device), None)
 
-    def test_zeros_beside_the_mean(self, device):
-        x = self.normal()
-        x[::2] = 0.0
+    @pytest.mark.parametrize("every", [2, 30])  # more than is worth keeping, and what is kept
+    def test_zeros_beside_the_mean(self, device, every):
+        x = self.normal() - 0.003
+        x[::every] = 0.0
         check_statistics(x.to(device), None)
 
-    def test_elements_at_the_ends_of_the_middle(self, device):
-        x = torch.tensor([1.0, -1.0]).repeat(2**21)
-        x[::64] = x[1::64] = 0.0
-        expected = 1 - 1 / 32
-        got = ops.tensor_statistics(x.to(device))
-        assert got[3:6].tolist() == [0.0, expected, expected]
+    def test_chunks_full_of_the_means_neighbours(self, device):
+        x = self.normal()
+        x[100_000:120_000] *= 0.003
+        check_statistics(x.to(device), None)
+
+    @pytest.mark.parametrize("tail", [0, 1, 77])  # the last: a word of 64, a step of 8 and five elements
+    def test_ends_of_the_middle(self, device, tail):
+        last = [3 / 16, 1 / 8, 4.0, -3 / 16, 3 / 16] * 16
+        check_statistics(self.known_middle(last[:tail]).to(device), None)
+
+    def test_first_rows_have_the_bits_of_two_reads(self, isa):
+        """The others differ in their last bits, or it was no single read and these tests test nothing."""
+        x = self.normal()
+        once, twice = ops.tensor_statistics(x), ops.tensor_statistics(torch.stack([x, x], 1)[:, 0])
+        first = [0, 1, 2, 3, 6, 7, 8]
+        assert_same(once[first], twice[first])
+        torch.testing.assert_close(once, twice, rtol=1e-13, atol=0)
+        assert not torch.equal(once, twice)
+
+    def test_channels_take_two_reads(self, device):
+        x = torch.stack([self.normal(), self.normal() * 2 + 0.1]).to(device)
+        expected = torch.stack([ops.tensor_statistics(row) for row in x], 1)
+        for channels, axis in ((x, 0), (x.T.contiguous(), 1)):
+            torch.testing.assert_close(ops.tensor_statistics(channels, axis=axis), expected, rtol=1e-12, atol=1e-15)
+
+    @pytest.mark.skipif(sys.platform == "win32", reason="needs mprotect")
+    def test_reads_nothing_beyond_the_tensor(self):
+        size = 2**24  # bytes, and as many behind them that nobody may read
+        x = torch.frombuffer(mmap.mmap(-1, 2 * size), dtype=torch.float32, count=size // 4)
+        x.copy_(self.normal()[: size // 4])
+        assert ctypes.CDLL(None).mprotect(ctypes.c_void_p(x.data_ptr() + size), ctypes.c_size_t(size), 0) == 0
+        check_statistics(x, None)
+        assert ops.tensor_statistics(x[-1:].expand(x.shape))[3] == x[-1]
 
     def test_mean_far_from_zero(self, device):
-        x = self.normal() + 1000
+        x = self.normal() + 100
+        got, expected = both("tensor_statistics", x.to(device))
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+    def test_sample_that_exaggerates_the_variance(self, device):
+        """The first element is in the sample: 7000 there look like a hundred times the variance that they make."""
+        x = 280 + torch.sign(self.normal()) + 0.01 * self.normal()
+        x[0] = 7000
         got, expected = both("tensor_statistics", x.to(device))
         torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
 
