@@ -49,7 +49,7 @@ struct OnceLanes {
   PQ_INLINE uint64_t add(const float* x, int64_t n) {
     PQ_ROLLED
     for (int64_t i = 0; i < n; i += kStep) {
-      __builtin_prefetch(x + i + kAhead);
+      ask_ahead(x + i);
       add_doubles(widened(x + i), widened(x + i + kLanes));
     }
     uint64_t within = 0;

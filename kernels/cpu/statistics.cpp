@@ -129,9 +129,8 @@ bool read_once(const Walk& walk, Middle middle, double* out) {
   const double mean = out[kMeanOut], square = once.square - mean * first.sum;
   if (!middle.holds(mean) || far_from_zero(mean, square / n)) return false;
   double excess = once.excess + once.above * (middle.high - mean);
-  for (const auto& each : kept) {
-    excess += PQ_PICK(excess_over)(mean, each.data(), static_cast<int64_t>(each.size()));
-  }
+  const auto over = PQ_PICK(excess_over);
+  for (const auto& each : kept) excess += over(mean, each.data(), static_cast<int64_t>(each.size()));
   finish_second(2.0 * excess, square, n, out, 1);
   return true;
 }

@@ -8,9 +8,12 @@ constexpr int kWide = kRegister < kStep ? kRegister : kStep;
 using WideLanes = float __attribute__((vector_size(kWide * sizeof(float))));
 using WideIntLanes = int32_t __attribute__((vector_size(kWide * sizeof(int32_t))));
 
-// How far ahead of a chunk's loop its numbers are asked for: two pages, where processors themselves stop at one. It may
-// lie beyond the chunk, in the next one or in nothing: to ask faults nowhere.
-constexpr int64_t kAhead = 2048;
+// Asks memory for what a chunk's loop needs two pages ahead, where processors themselves stop at one. It may lie beyond
+// the chunk, in the next one or, where the chunk is a buffer, in nothing of use: to ask faults nowhere.
+PQ_INLINE void ask_ahead(const float* x) {
+  constexpr uintptr_t kAhead = 2048 * sizeof(float);
+  __builtin_prefetch(reinterpret_cast<const void*>(reinterpret_cast<uintptr_t>(x) + kAhead));
+}
 
 inline DoubleLanes widened(const float* x) {
   FloatLanes v;
@@ -93,7 +96,7 @@ inline void first_chunk(const float* x, int64_t n, double* results, int64_t step
   FirstEnds ends;
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
-    __builtin_prefetch(x + i + kAhead);
+    ask_ahead(x + i);
     even.add(widened(x + i));
     odd.add(widened(x + i + kLanes));
     for (int at = 0; at < kStep; at += kWide) ends.add(x + i + at);
@@ -117,7 +120,7 @@ inline void second_chunk(const float* x, int64_t n, double mean, double* results
   SecondSums even, odd;
   int64_t i = 0;
   for (; i + kStep <= n; i += kStep) {
-    __builtin_prefetch(x + i + kAhead);
+    ask_ahead(x + i);
     even.add(x + i, mean);
     odd.add(x + i + kLanes, mean);
   }
