@@ -19,7 +19,7 @@ from pytorch_quantizer.graph.blocks import Block
 from pytorch_quantizer.graph.branches import quantizer_of
 from pytorch_quantizer.graph.operations import Layer, layer_of
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
-from pytorch_quantizer.layouts import needs_channels_first
+from pytorch_quantizer.layouts import trained_formats
 from pytorch_quantizer.quantization.qtypes import IntQuantizer
 
 FINE = 8  # bits of activations from which on a step is as good as calibrated
@@ -34,15 +34,15 @@ class SoftLayer(nn.Module):
         self.weight = SoftRoundedWeight(weight, quantizer)
         self.bias = None if layer.bias is None else nn.Parameter(layer.bias.detach().clone())
         self.share: Any = None
-        self._channels_first = needs_channels_first(layer)
 
     def forward(self, x: Tensor) -> Tensor:
         """What the layer computes; ``share`` is the weight's of this call, for the regularizer."""
         self.share = self.weight.share()
-        tensors = {"weight": self.weight(self.share)}
+        x, weight = trained_formats(self._layer[0], x, self.weight(self.share))
+        tensors = {"weight": weight}
         if self.bias is not None:
             tensors["bias"] = self.bias
-        output: Tensor = functional_call(self._layer[0], tensors, (x.contiguous() if self._channels_first else x,))
+        output: Tensor = functional_call(self._layer[0], tensors, (x,))
         return output
 
     @torch.no_grad()

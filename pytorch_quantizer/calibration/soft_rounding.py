@@ -35,7 +35,7 @@ class SoftRoundedWeight(nn.Module):
         self._quantizer = (quantizer,)  # in a tuple, so that it is no submodule
         self.register_buffer("start", quantizer.scale.detach().clone())
         weight = weight.detach()
-        if weight.dim() == 4 and weight[0, 0].numel() > 1:  # as convolutions on a CPU are fastest
+        if weight.dim() == 4:  # as convolutions on a CPU are fastest
             weight = weight.contiguous(memory_format=torch.channels_last)
         places = weight / self._along(self.start, weight)
         self.register_buffer("lower", torch.floor(places))

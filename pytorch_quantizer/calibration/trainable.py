@@ -21,6 +21,7 @@ from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, layer_nodes, m
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.rescale import scale_of_outputs, takes_gain
 from pytorch_quantizer.graph.ties import input_quantizer, input_scale
+from pytorch_quantizer.layouts import trained_formats
 from pytorch_quantizer.quantization.bias_correction import Moments
 from pytorch_quantizer.quantization.qparams import MIN_SCALE
 from pytorch_quantizer.quantization.qtypes import BiasQuantizer, IntQuantizer, Quantizer
@@ -155,7 +156,8 @@ class LearnedLayer(nn.Module):
         bias: Tensor | None = self.bias
         if bias is not None and self.norm is None:
             bias = bias + change
-        tensors = {"weight": self.weight()} | ({} if bias is None else {"bias": bias})
+        x, weight = trained_formats(self.layer, x, self.weight())
+        tensors = {"weight": weight} | ({} if bias is None else {"bias": bias})
         y: Tensor = functional_call(self.layer, tensors, (x,))
         return y if self.norm is None else self.norm(y, change)
 

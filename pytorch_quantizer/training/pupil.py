@@ -51,7 +51,8 @@ class Pupil:
     def learn(self, images: Tensor, labels: Tensor) -> Tensor:
         """One step on a batch; the loss before it."""
         kind = images.device.type
-        if self.bfloat16 and images.dim() == 4 and not any(map(needs_channels_first, self.model.modules())):
+        barred = kind == "cpu" and any(map(needs_channels_first, self.model.modules()))
+        if self.bfloat16 and images.dim() == 4 and not barred:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(kind, torch.bfloat16) if self.bfloat16 else nullcontext():
             loss = self.loss(images, labels)
