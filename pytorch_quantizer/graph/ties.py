@@ -29,7 +29,7 @@ from pytorch_quantizer.graph.operations import (
 )
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.rescale import scale_of_outputs
-from pytorch_quantizer.quantization.qparams import QParams
+from pytorch_quantizer.quantization.qparams import MAX_SCALE, MIN_SCALE, QParams
 from pytorch_quantizer.quantization.qtypes import IntQuantizer
 
 MOST_BITS = 8  # of wider grids float32's noise is as large as the distances between sums, and a code there is little
@@ -37,6 +37,7 @@ CLEARANCE = 2.0**-20  # from a tie, of the grid's width: float32 sums of a few t
 MOST_CLEARANCE = 2.0**-13  # in codes, what 7 and 8 bits get
 ROUNDED = 3 * 2.0**-24  # of m at the most: its scales, their product and the quotient are float32
 NUMERATORS = 64  # that are tried for a fraction near m
+AT_ONCE = 64  # channels whose fractions are held against several grids at a time: some 40 MB a grid
 DENOMINATORS = 2  # odd ones on either side that are tried with each where several grids read the same sums
 
 
@@ -64,22 +65,37 @@ def clear_scale(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Ten
     """A weight's scale, [] or [C], such that no sum comes nearer to a tie of any grid than ``clearance_asked``.
 
     Of the fractions of odd denominator for the widest grid the nearest; where other grids read the same sums, the
-    nearest that is clear of their ties too, or else the one that keeps farthest from them.
+    nearest that is clear of their ties too, or else the one that keeps farthest from them. A scale stays where
+    the other is none that scales may have.
     """
     widest = max(grids, key=lambda grid: grid.bits)
     others = [grid for grid in grids if grid.bits != widest.bits or not torch.equal(grid.scale, widest.scale)]
-    multiplier = (input_scale * scale.reshape(-1, 1) / widest.scale).double()
+    parts = scale.reshape(-1, 1).split(AT_ONCE if others else max(1, scale.numel()))
+    return torch.cat([_clear(part, input_scale, widest, others) for part in parts]).reshape(scale.shape)
+
+
+def _clear(scale: Tensor, input_scale: Tensor, widest: QParams, others: list[QParams]) -> Tensor:
+    """``clear_scale`` of [C, 1]."""
+    multiplier = _multiplier(scale, input_scale, widest)
     numerator, denominator = _fractions(multiplier, largest_denominator(widest.bits), DENOMINATORS if others else 0)
     apart = (numerator / multiplier).div_(denominator).sub_(1).abs_()
     order = apart.argsort(dim=1, stable=True) if others else apart.argmin(1, keepdim=True)
     tried = numerator.gather(1, order) / denominator.gather(1, order)
     scales = (tried * (widest.scale.double() / input_scale.double())).to(scale.dtype)
     clear = clearance(scales, input_scale, others).clamp(max=1)  # of several that are clear, the first
-    return scales.gather(1, clear.max(1, keepdim=True).indices).reshape(scale.shape)
+    chosen = scales.gather(1, clear.max(1, keepdim=True).indices)
+    return torch.where((chosen < MIN_SCALE) | (chosen > MAX_SCALE), scale, chosen)
+
+
+def _multiplier(scale: Tensor, input_scale: Tensor, grid: QParams) -> Tensor:
+    """m = s_x·s_w / s_y, float64: in float32 the product of small scales would be 0, of large ones infinite."""
+    return input_scale.double() * scale.double() / grid.scale.double()
 
 
 def _fractions(multiplier: Tensor, largest: int, beside: int) -> tuple[Tensor, Tensor]:
-    """[C, 1] → numerators and odd denominators [C, F] of fractions near each; at most about ``largest`` these.
+    """Of multipliers [C, 1] the numerators and odd denominators, both [C, F], of fractions near each.
+
+    largest: what denominators are at most, or a little more.
 
     beside: how many denominators on either side of a numerator's nearest are taken too.
     """
@@ -104,7 +120,7 @@ def clearance(scale: Tensor, input_scale: Tensor, grids: list[QParams]) -> Tenso
     """For each scale, any shape: the least |n·m − (k + ½)| over sums n, ties k and grids, in ``clearance_asked``."""
     found = torch.full(scale.shape, torch.inf, dtype=torch.float64, device=scale.device)
     for grid in grids:
-        multiplier = (input_scale * scale / grid.scale).double().unsqueeze(-1)
+        multiplier = _multiplier(scale, input_scale, grid).unsqueeze(-1)
         lowest = grid.qmin - int(grid.zero_point)
         ties = torch.arange(lowest, lowest + grid.qmax - grid.qmin, device=scale.device).double() + 0.5
         apart = (torch.round(ties / multiplier) * multiplier - ties).abs().amin(-1)

@@ -12,7 +12,7 @@ import pytorch_quantizer as pq
 from pytorch_quantizer.export.agreement import tensor_agreement
 from pytorch_quantizer.export.integer import IntegerModel
 from pytorch_quantizer.graph import ties
-from pytorch_quantizer.quantization.qparams import QParams
+from pytorch_quantizer.quantization.qparams import MAX_SCALE, MIN_SCALE, QParams
 
 asked = ties.clearance_asked
 
@@ -78,6 +78,27 @@ class TestScales:
         found = moved(torch.tensor([1e-5]), 1.0, [grid(1.0)])
         assert nearest_tie(found, 1.0, grid(1.0)) > 3e-6
         assert nearest_tie(torch.tensor([1e-5]), 1.0, grid(1.0)) < 1e-6
+
+    @pytest.mark.parametrize(
+        ("scale", "input_scale", "output_scale"),
+        [
+            *((1.2e-38, 1e-8, 0.02), (1e-37, 1e-8, 0.02), (1e-9, 1e-9, 1.0), (1e30, 1e9, 1e-3)),
+            *((MIN_SCALE, 1e-30, 1e30), *((MIN_SCALE, 1e30, over * 1e-8) for over in (1.45, 1.7, 1.9, 2.35))),
+            *((MAX_SCALE, 1e-30, over * 1e8) for over in (1.0, 1.1, 1.2, 1.3)),
+        ],
+    )
+    def test_scales_at_the_ends_of_floats_stay_scales(self, scale, input_scale, output_scale):
+        """Also where their products with others are beyond them."""
+        found = moved(torch.tensor([scale, 0.01]), input_scale, [grid(output_scale, bits=8), grid(output_scale)])
+        assert (found >= MIN_SCALE).all()
+        assert (found <= MAX_SCALE).all()
+        assert float((found[0].double() / scale - 1).abs()) < 1e-3
+
+    def test_a_scale_is_the_same_alone_as_among_many(self):
+        scale = torch.rand(3 * ties.AT_ONCE + 1, generator=torch.Generator().manual_seed(0)) * 0.01 + 0.001
+        grids = [grid(0.75), grid(0.31, bits=8)]
+        alone = torch.cat([moved(part, 0.5, grids) for part in scale.split(1)])
+        assert torch.equal(moved(scale, 0.5, grids), alone)
 
     def test_one_scale_for_the_tensor(self):
         found = moved(torch.tensor(0.25), 1.0, [grid(1.0)])
