@@ -5,7 +5,7 @@ python benchmarks/tuning_unseen.py --data ../shared/data [--recipes w4a4_qdrop â
 ResNet-20 on CIFAR-10. Calibration draws 1,024 training images; the 4,096 behind them in the same draw are unseen. On
 both, before tuning and after it: the squared distance of the outputs from the float network's, in units of their mean
 square, and how often both name the same class. Reconstruction fits its images so closely that tuning looks like a loss
-on them where it is a gain on others: why tuning holds none out.
+on them where it is a gain on others: images that tuning held out of them could not tell it when to stop.
 """
 
 import argparse

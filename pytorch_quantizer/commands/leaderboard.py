@@ -33,9 +33,9 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import CellStore, Network
 from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig, resolved
 from pytorch_quantizer.experiments.leaderboard import (
+    AFFINE_UP_TO,
     COLUMNS,
     DEFAULT_SETTINGS,
-    FEW_BITS,
     METHODS,
     RESIDUALS,
     TRAINED,
@@ -215,7 +215,8 @@ def note_of(given: Config, config: ResolvedConfig) -> str:
         f"Top-1 in % on {images}, the mean over seeds ± half of its 95 % interval (Student's t), and in brackets the "
         f"mean seconds that quantizing took. Ranges and all that is learned come from {config.calibration_samples} "
         "images, none of them evaluated where the data set has a training split. First and last layer, and what only "
-        f"additions read: 8 bits. Weights of {FEW_BITS} bits have zero points, but for qat's. Machine: "
+        f"additions read: 8 bits. Up to W{AFFINE_UP_TO} all weights have zero points, first and last layer's too, but "
+        "for qat's. Machine: "
         f"{', '.join(map(str, machine(choose_device(given.device)).values()))}"
     )
 

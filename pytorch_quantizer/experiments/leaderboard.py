@@ -21,11 +21,11 @@ DEFAULT_SETTINGS = "W8A8,W8A4,W4A8,W4A4,W3A3,W2A4,W2A2"
 RESIDUALS = {"narrow": False, "wide": True}  # block outputs as additions read them: the activations' bits, or 8
 COLUMNS = (
     *("dataset", "arch", "method", "weights", "activations", "seed", "top1", "fp32_top1", "first_last", "residual"),
-    *("granularity", "deployable", "seconds", "samples", "error"),
+    *("granularity", "weight_grid", "deployable", "seconds", "samples", "error"),
 )
 GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
 LEVEL = 0.95  # of the interval of a mean over seeds
-FEW_BITS = 2  # of weights, up to which their grids have a zero point: symmetric ones have three levels, not four
+AFFINE_UP_TO = 2  # bits: there all weights' grids have zero points, as symmetric narrow ones have three of four levels
 
 BEST_RANGES = {"clip": "mse", "weight_clip": "output_mse"}
 STATISTICAL = {**BEST_RANGES, "activation_correction": "both"}
@@ -112,7 +112,7 @@ def parse_names(flag: str, text: str) -> list[str]:
 def recipe_of(method: str, setting: Setting, residual: str, seed: int) -> Recipe:
     """A cell's recipe. Raises InputError where the method's fields don't allow these widths."""
     fields: dict[str, Any] = {"wide_residual": RESIDUALS[residual], "seed": seed}
-    fields |= {"weight_symmetric": setting.weights > FEW_BITS, **METHODS[method]}
+    fields |= {"weight_symmetric": setting.weights > AFFINE_UP_TO, **METHODS[method]}
     weights, activations = f"int{setting.weights}", f"int{setting.activations}"
     return Recipe(name=f"{method} {setting}", weights=weights, activations=activations, **fields)
 
@@ -120,11 +120,11 @@ def recipe_of(method: str, setting: Setting, residual: str, seed: int) -> Recipe
 def policy(recipe: Recipe) -> dict[str, Any]:
     """What a row says of its recipe beside method and widths."""
     first_last = [text or "int8" for text in (recipe.first, recipe.last)]
-    affine = "" if recipe.weight_symmetric else " affine"
-    granularity = f"weights {recipe.weight_granularity}{affine}, activations {recipe.activation_granularity}"
+    granularity = f"weights {recipe.weight_granularity}, activations {recipe.activation_granularity}"
     return {
         "first_last": "/".join(dict.fromkeys(first_last)),
         "granularity": granularity.replace("_", "-"),
+        "weight_grid": "symmetric" if recipe.weight_symmetric else "affine",
         "deployable": recipe.deployable,
     }
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from scipy.stats import t as student
 
-from pytorch_quantizer import InputError
+from pytorch_quantizer import InputError, Recipe
 from pytorch_quantizer.experiments.leaderboard import (
     COLUMNS,
     DEFAULT_SETTINGS,
@@ -47,9 +47,21 @@ class TestRecipes:
     def test_two_bits_of_weights_get_their_fourth_level(self):
         symmetric = {bits: recipe_of("mse", Setting(bits, 4), "narrow", 0).weight_symmetric for bits in (2, 3, 8)}
         assert symmetric == {2: False, 3: True, 8: True}
-        assert policy(recipe_of("mse", Setting(2, 4), "narrow", 0))["granularity"].startswith(
-            "weights per-channel affine,"
-        )
+        grids = {bits: policy(recipe_of("mse", Setting(bits, 4), "narrow", 0))["weight_grid"] for bits in (2, 3)}
+        assert grids == {2: "affine", 3: "symmetric"}
+
+    @pytest.mark.parametrize(
+        ("name", "method", "setting"),
+        [
+            ("w4a8_brecq", "brecq + tuning", Setting(4, 8)),
+            ("w4a4_qdrop", "long qdrop + tuning", Setting(4, 4)),
+            ("w3a3_qdrop", "long qdrop + tuning", Setting(3, 3)),
+            ("w2a4_qdrop", "qdrop + tuning", Setting(2, 4)),
+            ("w2a2_qdrop", "long qdrop + tuning", Setting(2, 2)),
+        ],
+    )
+    def test_shipped_recipes_are_the_rows_that_readme_says(self, name, method, setting):
+        assert Recipe.load(name).replace(name="") == recipe_of(method, setting, "narrow", 0).replace(name="")
 
     def test_methods_differ(self):
         made = [recipe_of(method, Setting(4, 4), "narrow", 0).replace(name="") for method in METHODS]
@@ -63,6 +75,7 @@ class TestRecipes:
         assert policy(recipe) == {
             "first_last": "int8",
             "granularity": "weights per-channel, activations per-channel",
+            "weight_grid": "symmetric",
             "deployable": False,
         }
         assert policy(recipe.replace(first="int4"))["first_last"] == "int4/int8"
