@@ -1,9 +1,16 @@
 """Learning asks for kernels that repeat, and leaves torch's settings as they were, whatever happens."""
 
+import numpy as np
 import pytest
 import torch
+from networks import sequence
+from torch import nn
 
+import pytorch_quantizer as pq
 from pytorch_quantizer.repeatable import repeatable_kernels
+from pytorch_quantizer.training import TrainingConfig, train
+
+INSIDE = (True, True, False, True, False)
 
 
 def settings():
@@ -31,7 +38,7 @@ def before(request):
 
 def test_inside_and_behind(before):
     with repeatable_kernels():
-        assert settings() == (True, True, False, True, False)
+        assert settings() == INSIDE
     assert settings() == before
 
 
@@ -39,3 +46,36 @@ def test_behind_an_error(before):
     with pytest.raises(RuntimeError, match="stopped"), repeatable_kernels():
         raise RuntimeError("stopped")
     assert settings() == before
+
+
+@pytest.fixture
+def under_gradients(monkeypatch):
+    """The settings of each convolution that takes part in learning."""
+    seen, real = [], nn.Conv2d._conv_forward
+
+    def recorded(layer, x, weight, bias):
+        if weight.requires_grad and torch.is_grad_enabled():
+            seen.append(settings())
+        return real(layer, x, weight, bias)
+
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", recorded)
+    return seen
+
+
+@pytest.mark.parametrize(
+    "fields", [{"reconstruction": "block", "reconstruction_iterations": 2}, {"tuning_epochs": 1}], ids=str
+)
+def test_recipes_that_learn_ask_for_them(under_gradients, fields):
+    net = sequence(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2))
+    pq.quantize(net, pq.Recipe(weights="int4", activations="int4", **fields), torch.randn(8, 3, 4, 4), progress=False)
+    assert set(under_gradients) == {INSIDE}
+
+
+def test_training_asks_for_them(under_gradients, tmp_path):
+    for split in ("train", "test"):
+        np.savez(tmp_path / f"{split}.npz", images=np.zeros((10, 8, 8, 3), np.uint8), labels=np.arange(10))
+    config = TrainingConfig(
+        dataset="cifar10", data=tmp_path, epochs=1, batch_size=5, device="cpu", output=tmp_path / "out.safetensors"
+    )
+    train(config, progress=False)
+    assert set(under_gradients) == {INSIDE}

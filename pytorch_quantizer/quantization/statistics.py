@@ -53,7 +53,7 @@ class TensorStatistics:
     def from_tensor(
         cls, x: Tensor, *, axis: int | None = None, histogram: bool = False, limits: Limits = UNLIMITED
     ) -> TensorStatistics:
-        """Measure x of any shape, per tensor or per channel along ``axis``: at most two reads, one more for a histogram.
+        """Measure x of any shape, per tensor or channel along ``axis``: at most two reads, one more for a histogram.
 
         limits: what min_mean and max_mean are cut to, where x is read by a ReLU whose output they are to tell of.
         """
