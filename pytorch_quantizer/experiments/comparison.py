@@ -88,8 +88,9 @@ def run_comparison(
     if config.output is not None:
         require_writable(config.output / FILE)
     drawn = calibration_loader(calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed)
+    compared = make_loader(test, config.batch_size, limit=config.limit)
     quantized = quantize_job(model, recipe, drawn, config, resources)
-    comparison = compare(quantized, make_loader(test, config.batch_size, limit=config.limit))
+    comparison = compare(quantized, compared)
     record = {
         **config.subject,
         "recipe": asdict(recipe),

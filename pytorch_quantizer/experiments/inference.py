@@ -107,17 +107,11 @@ def infer(
     if config.output is not None:
         require_writable(config.output / "result.json")
     drawn = calibration_loader(calibration, config.calibration_samples, batch_size=config.batch_size, seed=config.seed)
+    evaluated = make_loader(test, config.batch_size, limit=config.limit, ranks=ranks)
     start = time.perf_counter()
     quantized = quantize_job(model, recipe, drawn, config, resources, ranks)
     seconds = time.perf_counter() - start
-    evaluation = evaluate(
-        quantized,
-        make_loader(test, config.batch_size, limit=config.limit, ranks=ranks),
-        reference=model,
-        device=device,
-        ranks=ranks,
-        progress=ranks.is_first,
-    )
+    evaluation = evaluate(quantized, evaluated, reference=model, device=device, ranks=ranks, progress=ranks.is_first)
     for images in (test, calibration):
         images.skipped[:] = dict.fromkeys(path for skipped in ranks.everyones(images.skipped) for path in skipped)
     return Inference(config, test, calibration, split, drawn, model, quantized, evaluation, seconds)

@@ -14,8 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pytorch_quantizer import evaluate, load, quantize
+from pytorch_quantizer.commands import compare
 from pytorch_quantizer.commands import run as command
 from pytorch_quantizer.data import load_dataset, make_loader
+from pytorch_quantizer.experiments import comparison, inference
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model
@@ -226,6 +228,11 @@ class TestMistakes:
     )
     def test_is_named(self, capsys, arguments, named):
         assert named in failing_line(command, capsys, *arguments)
+
+    @pytest.mark.parametrize(("command", "experiment"), [(command, inference), (compare, comparison)])
+    def test_images_to_evaluate_are_looked_at_before_the_work(self, capsys, monkeypatch, command, experiment):
+        monkeypatch.setattr(experiment, "quantize_job", lambda *arguments: pytest.fail("quantized for nothing"))
+        assert "limit" in failing_line(command, capsys, "--limit", "0")
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
     def test_a_cuda_device_that_is_not_there(self, capsys):

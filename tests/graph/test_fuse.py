@@ -13,7 +13,7 @@ RECIPES = {
     "w8a4_aciq": pq.Recipe.load("w8a4_aciq"),
     "online": pq.Recipe(weights="int8", activations="int4", clip="laplace", statistics="online", deployable=False),
     "wide residual": pq.Recipe(weights="int8", activations="int4", wide_residual=True),
-    "k-means": pq.Recipe(weights="kmeans4", activations="int8", deployable=False),
+    "codebook": pq.Recipe(weights="pot4", activations="int8", deployable=False),
 }
 
 
