@@ -7,5 +7,7 @@ if [[ -z "${PYTHON:-}" ]]; then
   PYTHON=python3
   [[ -x .venv/bin/python ]] && PYTHON=.venv/bin/python
 fi
+beside=$(cd "$(dirname "$(command -v "$PYTHON")")" && pwd)
+export PATH="$beside:$PATH" # the same ninja each time: one of another version can't read its log, and builds all anew
 "$PYTHON" -W ignore setup.py build_ext --inplace
 "$PYTHON" -c 'from pytorch_quantizer.backend import backend; print(backend())'

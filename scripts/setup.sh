@@ -14,6 +14,8 @@ python="${PYTHON:-python3}"
 }
 [[ -x .venv/bin/python ]] || { say "making the virtual environment .venv"; "$python" -m venv .venv; }
 
+export PATH="$PWD/.venv/bin:$PATH" # for its ninja, as kernels/build_all.sh will take it
+
 # What is installed follows from these two files alone; their digest says whether it is up to date.
 stamp=.venv/.installed
 digest=$(cat pyproject.toml setup.py | cksum)

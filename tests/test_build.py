@@ -153,11 +153,31 @@ class TestSetup:
         (copy / "setup.py").write_text("import os, sys; print('built in', os.getcwd(), sys.argv[1:])")
         (copy / "pytorch_quantizer" / "__init__.py").touch()
         (copy / "pytorch_quantizer" / "backend.py").write_text("def backend(): return 'said'")
-        done = subprocess.run(
+        done = self.built(copy)
+        assert done.stdout.splitlines() == [f"built in {copy} ['build_ext', '--inplace']", "said"], done.stderr
+
+    def test_build_all_takes_the_ninja_beside_its_python(self, tmp_path):
+        """Another version, first on PATH or not, would build all anew."""
+        copy = tmp_path / "project"
+        for folder in ("kernels", "pytorch_quantizer", "other", "own"):
+            (copy / folder).mkdir(parents=True)
+        shutil.copy(ROOT / "kernels" / "build_all.sh", copy / "kernels")
+        (copy / "setup.py").write_text("import shutil; print(shutil.which('ninja'))")
+        (copy / "pytorch_quantizer" / "__init__.py").touch()
+        (copy / "pytorch_quantizer" / "backend.py").write_text("def backend(): return 'said'")
+        for name, text in (("other/ninja", ""), ("own/ninja", ""), ("own/python", f'exec {sys.executable} "$@"\n')):
+            (copy / name).write_text(f"#!/bin/sh\n{text}")
+            (copy / name).chmod(0o755)
+        path = f"{copy / 'other'}:{os.environ['PATH']}"
+        done = self.built(copy, PYTHON=str(copy / "own" / "python"), PATH=path)
+        assert done.stdout.splitlines() == [str(copy / "own" / "ninja"), "said"], done.stderr
+
+    @staticmethod
+    def built(copy, **environment):
+        return subprocess.run(
             [str(copy / "kernels" / "build_all.sh")],
             cwd="/",
             capture_output=True,
             text=True,
-            env=os.environ | {"PYTHON": sys.executable},
+            env=os.environ | {"PYTHON": sys.executable} | environment,
         )
-        assert done.stdout.splitlines() == [f"built in {copy} ['build_ext', '--inplace']", "said"], done.stderr
