@@ -12,8 +12,8 @@ class Correction:
     """What was done to one tensor. layers: those that carry the gain and the shift, by name.
 
     error_before, error_after: mean squared difference from the float network's tensor on the images of the
-    correction; None where it has none. kept: whether the layers carry it. An empirical correction of activations is
-    kept only where the error falls; weights and batch norms get the moments that they are to have, whatever it does.
+    correction; None where it has none. kept: whether the layers carry it. Empirical corrections of activations and
+    batch norms are kept only where the error falls; weights get the moments that they are to have, whatever it does.
     """
 
     tensor: str

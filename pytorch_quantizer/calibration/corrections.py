@@ -144,14 +144,16 @@ def reestimate_batch_norms(
     """Batch norms measured again on the quantized network, in place, and folded once more.
 
     A folded norm gave its layer's outputs mean β and deviation |γ| a channel over the training images (fold.py notes
-    them); quantized, they have others. This gives each such layer those moments over ``batches``, layer after layer.
+    them); quantized, they have others. This gives each such layer those moments over ``batches``, layer after layer,
+    and keeps them where the tensor's error falls: few images tell a norm's moments less well than its training did.
     """
     known = {node.name: node.meta["normal"] for node in graph.graph.nodes if "normal" in node.meta}
     targets = {branches.tensor: branches for branches in layers_alone(model) if branches.tensor.name in known}
 
     def renormalise(trial: _Trial) -> _Choice:
         statistics, _ = trial.statistics(trial.identity)
-        return trial.judge(trial.allowed(matched(known[trial.branches.tensor.name], _moments(statistics))))
+        choice = trial.judge(trial.allowed(matched(known[trial.branches.tensor.name], _moments(statistics))))
+        return choice if choice.after < choice.before else trial.nothing(choice.before)
 
     return _walk(model, graph, batches, targets, renormalise, progress)
 
@@ -216,9 +218,13 @@ class _Trial:
         return Affine(self.identity.gain, affine.shift + (affine.gain - 1) * self.output_mean)
 
     def judge(self, affine: Affine) -> _Choice:
-        """An affine that is kept whatever the tensor's error becomes, with the error before and after."""
+        """An affine with the tensor's error before and after."""
         before, after = (float(self.statistics(choice)[1].mean()) for choice in (self.identity, affine))
         return _Choice(affine, before, after)
+
+    def nothing(self, error: float) -> _Choice:
+        """The layers as they are, with the tensor's error."""
+        return _Choice(self.identity, error, error)
 
     def window_sum(self) -> Tensor:
         """[C]: the mean over places of the sum of what each output channel of the one layer reads, Σ E[x]."""
@@ -277,7 +283,7 @@ def _match(trial: _Trial, parts: str) -> _Choice:
     wanted, current = trial.wanted(), trial.identity
     statistics, error = trial.statistics(current)
     before = float(error.mean())
-    best = _Choice(current, before, before)
+    best = trial.nothing(before)
     for _ in range(STEPS):
         step = next_step(
             current, wanted, _moments(statistics), parts=parts, pivot=trial.output_mean, active=_active(statistics)

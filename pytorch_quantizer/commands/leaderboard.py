@@ -31,7 +31,7 @@ from pytorch_quantizer.commands.report_flag import add_report_flag, check_report
 from pytorch_quantizer.environment import choose_device, machine
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import CellStore, Network
-from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig
 from pytorch_quantizer.experiments.leaderboard import (
     AFFINE_UP_TO,
     COLUMNS,
@@ -42,15 +42,14 @@ from pytorch_quantizer.experiments.leaderboard import (
     Setting,
     markdown,
     parse_methods,
-    parse_names,
     parse_residuals,
     parse_seeds,
     parse_settings,
     policy,
     recipe_of,
 )
+from pytorch_quantizer.experiments.network_list import ARCH_HELP, CHECKPOINT_HELP, configs_of
 from pytorch_quantizer.experiments.trained_cell import measure_trained, trained_key
-from pytorch_quantizer.models import default_preprocessing
 from pytorch_quantizer.reports.pages import write_methods_page
 
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
@@ -60,13 +59,8 @@ FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
 class Config(InferenceConfig):
     """InferenceConfig for several networks and seeds, each calibrated anew for every cell."""
 
-    arch: str | None = field(
-        default=None, metadata={"help": "the network, or several with commas; names as `pq run`'s"}
-    )
-    checkpoint: str | None = field(  # type: ignore[assignment]
-        default=None,
-        metadata={"help": "weights, as many as networks; default: DATA/ARCH.th if it is there, bundled, torchvision's"},
-    )
+    arch: str | None = field(default=None, metadata={"help": ARCH_HELP})
+    checkpoint: str | None = field(default=None, metadata={"help": CHECKPOINT_HELP})  # type: ignore[assignment]
     seed: int = 0  # no flag: --seeds
     statistics_file: Path | None = None  # no flag
     output: Path | None = field(
@@ -126,28 +120,6 @@ def parser() -> jsonargparse.ArgumentParser:
     add_report_flag(made)
     add_flags(made, Config, "what to run")
     return made
-
-
-def configs_of(given: Config) -> list[ResolvedConfig]:
-    """One a network. Raises InputError, before any work, for a network that isn't known or checkpoints that are few."""
-    archs = [None] if given.arch is None else parse_names("--arch", given.arch)
-    checkpoints = [None] * len(archs) if given.checkpoint is None else parse_names("--checkpoint", given.checkpoint)
-    if len(checkpoints) != len(archs):
-        raise InputError(
-            f"--checkpoint must name as many files as there are networks, {len(archs)}, got {len(checkpoints)}"
-        )
-    configs = []
-    for arch, checkpoint in zip(archs, checkpoints, strict=True):
-        config = resolved(replace(given, arch=arch, checkpoint=None))
-        default_preprocessing(config.arch, config.dataset)  # knows the names
-        configs.append(replace(config, checkpoint=Path(checkpoint) if checkpoint else _beside(config)))
-    return configs
-
-
-def _beside(config: ResolvedConfig) -> Path | None:
-    """Weights that lie beside the images, by the network's name."""
-    path = None if config.data is None else config.data / f"{config.arch}.th"
-    return path if path is not None and path.is_file() else None
 
 
 def measured(

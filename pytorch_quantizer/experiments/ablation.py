@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.experiments.network_list import parse_names
 from pytorch_quantizer.quantization.recipe import Recipe
 
 PAPER, DEPLOYABLE = "paper", "deployable"
@@ -22,10 +23,11 @@ DEFAULT_BITS = "w8a4,w4a8,w4a4"
 WIDEST = 8  # a tensor of as many bits is left to min-max, as in the paper
 
 TITLES = {PAPER: "the paper's setting (not deployable)", DEPLOYABLE: "deployable"}
+QUOTAS = {"bits": "the same sum (quota bits)", "bins": "the same sum of levels (quota bins, equation 11)"}
 EXPLAINED = {
     PAPER: (
         "Every channel of weights and activations has its own affine range. "
-        "Clipping: activations, Laplace prior. Bit allocation: each channel its bits, the same sum (quota bits), of "
+        "Clipping: activations, Laplace prior. Bit allocation: each channel its bits, {quota}, of "
         "whatever has fewer than 8. Bias correction: mean and variance of each weight channel."
     ),
     DEPLOYABLE: (
@@ -73,22 +75,14 @@ ALSO_PUBLISHED = {
 }
 
 
-def parse_list(flag: str, text: str) -> list[str]:
-    """The parts of a text with commas. Raises InputError, naming ``flag``, where one is empty."""
-    parts = [part.strip() for part in str(text).split(",")]
-    if not all(parts):
-        raise InputError(f"{flag} must be a list with commas, got {text!r}")
-    return parts
-
-
 def parse_bits(text: str) -> tuple[Bits, ...]:
     """Read "w8a4,w4a4" or, as the paper writes it, "8W4A,4W4A". Raises InputError for anything else."""
-    return tuple(dict.fromkeys(_parse_one(part) for part in parse_list("--bits", text)))
+    return tuple(dict.fromkeys(_parse_one(part) for part in parse_names("--bits", text)))
 
 
 def parse_settings(text: str) -> tuple[str, ...]:
     """Read "paper,deployable". Raises InputError for another setting."""
-    parts = parse_list("--settings", text)
+    parts = parse_names("--settings", text)
     for part in parts:
         if part not in SETTINGS:
             close = difflib.get_close_matches(part, SETTINGS, n=1)
@@ -97,9 +91,12 @@ def parse_settings(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(parts))
 
 
-def ablation_recipes(setting: str, bits: Bits) -> dict[str, Recipe]:
-    """By row, in the order of ROWS, the recipes of a column; rows that would equal the baseline are left out."""
-    ingredients = _paper(bits) if setting == PAPER else _deployable(bits)
+def ablation_recipes(setting: str, bits: Bits, quota: str = "bits") -> dict[str, Recipe]:
+    """By row, in the order of ROWS, the recipes of a column; rows that would equal the baseline are left out.
+
+    quota: of the paper's setting's bit allocation, a key of QUOTAS.
+    """
+    ingredients = _paper(bits, quota) if setting == PAPER else _deployable(bits)
     base = ingredients.pop(BASELINE)
     together = {name: value for part in ingredients.values() for name, value in part.items()}
     changes: dict[str, dict[str, Any]] = {BASELINE: {}, **ingredients, ALL: together}  # of two clips the last, mse
@@ -112,10 +109,10 @@ def ablation_recipes(setting: str, bits: Bits) -> dict[str, Recipe]:
     }
 
 
-def _paper(bits: Bits) -> dict[str, dict[str, Any]]:
+def _paper(bits: Bits, quota: str) -> dict[str, dict[str, Any]]:
     few_weights, few_activations = bits.weights < WIDEST, bits.activations < WIDEST
-    allocation = {"weight_allocation": "bits"} if few_weights else {}
-    allocation |= {"activation_allocation": "bits"} if few_activations else {}
+    allocation = {"weight_allocation": quota} if few_weights else {}
+    allocation |= {"activation_allocation": quota} if few_activations else {}
     return {
         BASELINE: {"deployable": False, "activation_granularity": "per_channel", "weight_symmetric": False},
         CLIPPING["laplace"]: {"clip": "laplace"} if few_activations else {},
@@ -145,7 +142,8 @@ def ablation_markdown(record: dict[str, Any]) -> str:
         parts.append(_network_heading(network))
         for setting in record["settings"]:
             cells = [cell for cell in network["cells"] if cell["setting"] == setting]
-            parts += [f"### {network['arch']}, {TITLES[setting]}", EXPLAINED[setting]]
+            explained = EXPLAINED[setting].format(quota=QUOTAS[record["quota"]])
+            parts += [f"### {network['arch']}, {TITLES[setting]}", explained]
             parts.append(_table(network["arch"], setting, cells))
     parts += _notes(record)
     return "\n\n".join(parts) + "\n"

@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.stats import t as student
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.experiments.network_list import parse_names
 from pytorch_quantizer.quantization.recipe import Recipe
 
 DEFAULT_SETTINGS = "W8A8,W8A4,W4A8,W4A4,W3A3,W2A4,W2A2"
@@ -99,14 +100,6 @@ def parse_seeds(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts):
         raise InputError(f"--seeds must be whole numbers of 0 or more, divided by commas, got {text!r}")
     return [int(part) for part in parts]
-
-
-def parse_names(flag: str, text: str) -> list[str]:
-    """The parts of a text with commas, each once. Raises InputError, naming ``flag``, where one is empty."""
-    parts = [part.strip() for part in str(text).split(",")]
-    if not all(parts):
-        raise InputError(f"{flag} must be a list with commas, got {text!r}")
-    return list(dict.fromkeys(parts))
 
 
 def recipe_of(method: str, setting: Setting, residual: str, seed: int) -> Recipe:

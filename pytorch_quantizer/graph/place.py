@@ -181,8 +181,9 @@ def _requested_site(
     if recipe.statistics == DYNAMIC and domain.support == "unit":
         domain = Domain("nonnegative")  # the batch's own range, wherever a tensor comes from
     whole = recipe.activation_granularity == "per_tensor" or NUMBER_TYPES[wanted.name].blocked
-    quantizer = NUMBER_TYPES[wanted.name](
-        wanted.bits,
+    quantizer: Quantizer = _unfitted(
+        label(node),
+        wanted,
         signed=recipe.activation_symmetric and domain.support == "real",
         symmetric=recipe.activation_symmetric,
         axis=None if whole else _channel_axis(graph, node, readers),
@@ -195,6 +196,14 @@ def _requested_site(
     if recipe.statistics != "offline":
         quantizer = _online(recipe, node, quantizer)
     return _site(node, readers, kind=kind, quantizer=quantizer, observed=observed)
+
+
+def _unfitted(tensor: str, wanted: NumberType, **settings: Any) -> Quantizer:
+    """A quantizer of a number type. Raises InputError, naming the tensor, where the type can't have these settings."""
+    try:
+        return NUMBER_TYPES[wanted.name](wanted.bits, **settings)
+    except InputError as error:
+        raise InputError(f"{tensor}: {error}") from error
 
 
 def _online(recipe: Recipe, node: fx.Node, quantizer: Quantizer) -> OnlineQuantizer:
@@ -213,9 +222,7 @@ def _state_site(requests: Requests, node: fx.Node) -> Site:
     if recipe.statistics == "offline":
         return replace(site, reason=NO_STATE_RANGE)
     symmetric = recipe.activation_symmetric
-    quantizer = NUMBER_TYPES[wanted.name](
-        wanted.bits, signed=symmetric, symmetric=symmetric, clip=clip, rounding=recipe.rounding
-    )
+    quantizer = _unfitted(site.name, wanted, signed=symmetric, symmetric=symmetric, clip=clip, rounding=recipe.rounding)
     return replace(site, quantizer=_online(recipe, node, quantizer))
 
 
@@ -260,11 +267,14 @@ def _weight_site(graph: fx.GraphModule, requests: Requests, name: str, calls: li
     reason = FLOAT_ASKED if wanted.is_float else _unquantized(graph, requests, calls)
     if reason is not None:
         return replace(site, reason=reason)
-    obstacle = _output_obstacle(layer) if clip == OUTPUT_MSE else None
-    by_outputs = clip == OUTPUT_MSE and obstacle is None
+    if clip != OUTPUT_MSE:
+        return replace(site, quantizer=_weight_quantizer(requests.recipe, name, layer, wanted, clip))
+    if wanted.name != "int":
+        raise InputError(f"{path}: weight_clip {OUTPUT_MSE} is for int types, not {wanted}: override one of them")
+    obstacle = _output_obstacle(layer)
     remark = None if obstacle is None else f"range by mse, not {OUTPUT_MSE}: {obstacle}"
-    quantizer = _weight_quantizer(requests.recipe, name, layer, wanted, "mse" if clip == OUTPUT_MSE else clip)
-    return replace(site, quantizer=quantizer, by_outputs=by_outputs, remark=remark)
+    quantizer = _weight_quantizer(requests.recipe, name, layer, wanted, "mse")
+    return replace(site, quantizer=quantizer, by_outputs=obstacle is None, remark=remark)
 
 
 def _unquantized(graph: fx.GraphModule, requests: Requests, calls: list[fx.Node]) -> str | None:
@@ -290,8 +300,9 @@ def _output_obstacle(layer: nn.Module) -> str | None:
 def _weight_quantizer(recipe: Recipe, name: str, layer: nn.Module, wanted: NumberType, clip: str) -> Quantizer:
     axis = None if recipe.weight_granularity == "per_tensor" else int(isinstance(layer, TRANSPOSED))
     symmetric = recipe.weight_symmetric and wanted.bits > 1  # one bit has no symmetric grid: {−1, 0} is all it holds
-    return NUMBER_TYPES[wanted.name](
-        wanted.bits,
+    return _unfitted(
+        f"{name}.weight",
+        wanted,
         signed=True,
         narrow=recipe.weight_narrow and symmetric,
         symmetric=symmetric,

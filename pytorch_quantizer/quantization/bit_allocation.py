@@ -5,6 +5,7 @@ What a channel does with its bits is qtypes/allocated_quantizer.py's business; l
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import Literal
 
 import numpy as np
@@ -148,6 +149,11 @@ def _positive(name: str, given: Tensor | None, scale: Array, *, strict: bool = T
 def _check_limits(target: float, quota: str, minimum: int, maximum: int) -> None:
     if quota not in QUOTAS:
         raise InputError(f"quota must be one of {', '.join(QUOTAS)}, got {quota!r}")
+    for name, value in (("minimum", minimum), ("maximum", maximum)):
+        if not isinstance(value, Integral):
+            raise InputError(f"{name} must be a whole number of bits, got {value!r}")
+    if not isinstance(target, Real):
+        raise InputError(f"target must be a number of bits per value, got {target!r}")
     if not 0 <= minimum <= maximum <= MAX_BITS:
         raise InputError(f"0 <= minimum <= maximum <= {MAX_BITS} must hold, got {minimum} and {maximum}")
     if not minimum <= target <= maximum:

@@ -5,6 +5,7 @@ How a range becomes a grid is qparams.py's business, how a search is done range_
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -25,6 +26,7 @@ Support = Literal["real", "rectified", "nonnegative", "unit"]
 EXACT = "exact"
 ACROSS_BATCHES = ("max", "mean")
 CHANNELS_AT_ONCE = 64  # their tables stay in a core's cache
+FEWEST_IN_RANGE = 8  # bins inside a range by percentile, whose ends are off by up to one of them
 BINS_A_LEVEL, FEWEST_BINS = 16, 128
 LEAST_OF_MEAN = 0.25  # no range is tried whose end is below this share of E|x|: it would clip nearly everything
 
@@ -132,16 +134,24 @@ def minmax_range(question: Question) -> Range:
 def percentile_range(question: Question) -> Range:
     """The middle P % of the values; of a tensor without negative ones all but the highest 100 − P %.
 
-    From the histogram, even inside its bins; zeros count, those of a ReLU too.
+    From the histogram, even inside its bins; zeros count, those of a ReLU too. A warning tells where an outlier has
+    made the bins so wide that they don't say where the percentile is.
     """
     histogram, left_out = question.domain.histogram(question.statistics), 1 - question.parameter / 100
-    if question.is_half:
-        return question.inside(question.lo, histogram.quantile(1 - left_out))
-    return question.inside(histogram.quantile(left_out / 2), histogram.quantile(1 - left_out / 2))
+    low = question.lo if question.is_half else histogram.quantile(left_out / 2)
+    high = histogram.quantile(1 - left_out if question.is_half else 1 - left_out / 2)
+    low, high = question.inside(low, high)
+    if bool(((high > low) & (high - low < FEWEST_IN_RANGE * histogram.width)).any()):
+        warnings.warn(
+            f"the range by percentile spans fewer than {FEWEST_IN_RANGE} of the histogram's {histogram.bins} bins, as "
+            "the largest value lies far outside, and is uncertain by one of them: clip by std or laplace there",
+            stacklevel=2,
+        )
+    return low, high
 
 
 def std_range(question: Question) -> Range:
-    """μ ± K·σ; half range: [0, max(μ, 0) + K·σ]."""
+    """μ ± K·σ; after a ReLU [0, max(μ, 0) + K·σ], of what is never negative without one [0, K·√E[x² | x > 0]]."""
     location, scale = _location_and_scale("gaussian", question)
     return question.inside(*_about(location, question.parameter * scale, question))
 
@@ -296,7 +306,7 @@ def _parse(method: str) -> Method:
     if name not in CLIPPINGS:
         close = difflib.get_close_matches(name, CLIPPINGS, n=1)
         hint = f" (did you mean {close[0] + colon + text!r}?)" if close else ""
-        raise InputError(f"clip must be one of {', '.join(map(_usage, CLIPPINGS))}, got {method!r}{hint}")
+        raise InputError(f"clip must be one of {', '.join(map(usage, CLIPPINGS))}, got {method!r}{hint}")
     default = PARAMETERS[name].default if name in PARAMETERS else 0.0
     if not colon:
         return Method(name, default, False)
@@ -321,8 +331,8 @@ def _number(name: str, text: str, method: str) -> float:
     return value
 
 
-def _usage(name: str) -> str:
-    """percentile[:P], laplace[:exact], minmax."""
+def usage(name: str) -> str:
+    """How a method is written: percentile[:P], laplace[:exact], minmax."""
     if name in PARAMETERS:
         return f"{name}[:{PARAMETERS[name].name}]"
     return f"{name}[:{EXACT}]" if name in WITH_EXACT else name

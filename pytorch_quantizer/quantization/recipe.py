@@ -18,7 +18,7 @@ from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.quantization.allocation_fields import ALLOCATIONS, check_allocation
 from pytorch_quantizer.quantization.bias_correction import ACTIVATION_CORRECTIONS, CORRECTIONS, FORMS
-from pytorch_quantizer.quantization.clipping import CLIPPINGS, check_clipping
+from pytorch_quantizer.quantization.clipping import CLIPPINGS, check_clipping, usage
 from pytorch_quantizer.quantization.deployable_fields import check_deployable
 from pytorch_quantizer.quantization.dynamic_fields import DYNAMIC, DYNAMIC_LAYERS, check_dynamic, layers_in_order
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
@@ -28,7 +28,7 @@ from pytorch_quantizer.quantization.tuning_fields import check_tuning
 NUMBER_TYPE_NAMES = "int1 … int16, " + ", ".join(
     name if entry.fixed_bits else f"{name}BITS" for name, entry in NUMBER_TYPES.items() if name != "int"
 )
-CLIPPING_NAMES = ", ".join(CLIPPINGS)
+CLIPPING_USAGE = ", ".join(map(usage, CLIPPINGS))
 OUTPUT_MSE = "output_mse"  # weights' range by the error of the layer's outputs (quantization/output_error.py)
 GRANULARITIES = ("per_tensor", "per_channel")
 OPEN = "default: 8 bits, or as the others where they are wider"
@@ -105,7 +105,7 @@ class Recipe:
     first: str | None = _setting(None, "number type of the first layer's weights and input; " + OPEN)
     last: str | None = _setting(None, "number type of the last layer's weights and input; " + OPEN)
     wide_residual: bool = _setting(False, "give additions that share a tensor with a layer one of the residual type")
-    clip: str = _setting("minmax", f"range of activations: {CLIPPING_NAMES}")
+    clip: str = _setting("minmax", f"range of activations: {CLIPPING_USAGE}")
     weight_clip: str = _setting("minmax", f"range of weights: the same, or {OUTPUT_MSE}, the layer's outputs' error")
     statistics: str = _setting(
         "offline",
@@ -192,6 +192,7 @@ class Recipe:
         self._check_plain_fields()
         object.__setattr__(self, "dynamic_layers", layers_in_order(self.dynamic_layers))
         object.__setattr__(self, "overrides", tuple(_as_override(entry) for entry in self.overrides))
+        self._check_output_ranges()
         self._check_corrections()
         for check in (check_dynamic, check_allocation, check_reconstruction, check_tuning, check_deployable):
             check(self)
@@ -211,6 +212,14 @@ class Recipe:
             raise InputError(f"name must be text, got {self.name!r}; quote it")
         if not isinstance(self.overrides, list | tuple):
             raise InputError(f"overrides must be a list of mappings that hold 'layers', got {self.overrides!r}")
+
+    def _check_output_ranges(self) -> None:
+        chosen = [self.weight_clip, *(override.weight_clip for override in self.overrides)]
+        if OUTPUT_MSE in chosen and self.weight_allocation != "none":
+            raise InputError(
+                f"weight_clip {OUTPUT_MSE} is for channels of the same bits, which weight_allocation "
+                f"{self.weight_allocation} divides: set weight_clip mse, or weight_allocation none"
+            )
 
     def _check_corrections(self) -> None:
         """What the fields of corrections ask of one another."""

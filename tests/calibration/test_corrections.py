@@ -36,6 +36,17 @@ def chain():
     return sequence(conv(3, bias=False), norms[0], nn.ReLU(), conv(), norms[1], nn.ReLU(), conv(8, 4))
 
 
+def trained_chain():
+    """One whose batch norms know the moments of what they read."""
+    net = chain().train()
+    for norm in (net.body[1], net.body[4]):
+        norm.momentum = None  # the mean over batches, of which there is one
+        torch.nn.init.uniform_(norm.weight, 0.5, 2.0)
+        torch.nn.init.uniform_(norm.bias, -1.0, 1.0)
+    net(ALL)
+    return net.eval()
+
+
 def residual():
     def forward(net, x):
         y = net.a(x).relu()
@@ -280,7 +291,7 @@ class TestGainless:
         assert found["mean"][1].error_after < 0.9 * found["mean"][1].error_before
 
     def test_batch_norms_measured_again_give_back_the_mean(self):
-        net = chain()
+        net = trained_chain()
         model, graph = pair(net, self.RECIPE.replace(batch_norm_reestimation=True))
         reestimate_batch_norms(model, graph, BATCHES)
         for node, norm in (("body_0", net.body[1]), ("body_3", net.body[4])):
@@ -440,15 +451,28 @@ class TestWeights:
 
 
 def test_batch_norms_measured_again():
-    net = chain()
+    net = trained_chain()
     model, graph = pair(net, BAD.replace(batch_norm_reestimation=True))
-    reestimate_batch_norms(model, graph, BATCHES)
+    corrections = reestimate_batch_norms(model, graph, BATCHES)
+    assert all(c.kept and c.error_after < c.error_before for c in corrections)
     assert_deployable(model)
     for node, norm in (("body_0", net.body[1]), ("body_3", net.body[4])):
         seen = TensorStatistics.from_tensor(values(model)[node], axis=1)
         step = float(model.get_submodule(node.replace("_", ".")).bias_quantizer.scale.max())
         torch.testing.assert_close(seen.mean, norm.bias.detach().double(), rtol=1e-3, atol=step)
         torch.testing.assert_close(seen.variance.sqrt(), norm.weight.detach().double().abs(), rtol=1e-3, atol=1e-3)
+
+
+def test_batch_norms_are_not_measured_again_on_images_that_tell_less_than_their_training():
+    """At 8 bits little is wrong, and two images have other moments than all: then the norms stay what they were."""
+    model, graph = pair(trained_chain(), Recipe(batch_norm_reestimation=True))
+    before = copy.deepcopy(model)
+    corrections = reestimate_batch_norms(model, graph, [ALL[:2]])
+    assert [c.tensor for c in corrections] == ["body.0", "body.3"]
+    assert all(not c.kept and c.error_after == c.error_before for c in corrections)
+    for (_, layer), (_, same) in zip(layer_nodes(model), layer_nodes(before), strict=True):
+        assert torch.equal(layer.weight, same.weight)
+        assert torch.equal(layer.bias, same.bias)
 
 
 def test_analytic_correction_needs_no_images_and_lowers_the_means_error():

@@ -76,6 +76,15 @@ class TestInterrupted:
         start(tmp_path, "--settings", "paper", "--bits", "w3a3,w8a8")
         assert computed == [f"paper 8W8A {BASELINE}"]
 
+    def test_another_quota_computes_what_it_divides(self, unbroken, computed, tmp_path):
+        (tmp_path / "cells").mkdir()
+        for path in (unbroken[0] / "cells").iterdir():
+            (tmp_path / "cells" / path.name).write_bytes(path.read_bytes())
+        record, table = start(tmp_path, "--quota", "bins")
+        assert computed == [f"paper 3W3A {ALLOCATION}", f"paper 3W3A {ALL}"]
+        assert json.loads(record)["quota"] == "bins"
+        assert b"quota bins" in table
+
     def test_another_seed_computes_every_cell(self, unbroken, computed, tmp_path):
         (tmp_path / "cells").mkdir()
         for path in (unbroken[0] / "cells").iterdir():
@@ -125,7 +134,11 @@ class TestMistakes:
             (["--arch", "resnet21"], "resnet21"),
             (["--arch", "resnet20,"], "--arch must be a list with commas"),
             (["--arch", "resnet20,resnet21"], "resnet21"),
-            (["--arch", "resnet20,resnet32", "--checkpoint", "x.th"], "--checkpoint"),
+            (
+                ["--arch", "resnet20,resnet32", "--checkpoint", "x.th"],
+                "as many files, with commas, as there are networks",
+            ),
+            (["--quota", "levels"], "--quota"),
             (["--bits", "w4a17"], "w4a17"),
             (["--settings", "papers"], "papers"),
             (["--checkpoint", "missing.th"], "missing.th"),

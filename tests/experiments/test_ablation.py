@@ -41,6 +41,11 @@ class TestPaper:
             for name, value in differences(recipes, row).items()
         }
 
+    def test_the_quota_is_bit_allocations_alone(self):
+        bits, bins = (ablation_recipes("paper", Bits(4, 4), quota) for quota in ("bits", "bins"))
+        assert differences(bins, ALLOCATION) == {"weight_allocation": "bins", "activation_allocation": "bins"}
+        assert {row for row in bits if bits[row] != bins[row]} == {ALLOCATION, ALL}
+
     def test_clipping_is_of_activations_correction_of_weights_allocation_of_what_has_few_bits(self):
         activations, weights = ablation_recipes("paper", Bits(8, 4)), ablation_recipes("paper", Bits(4, 8))
         assert list(activations) == [BASELINE, LAPLACE, ALLOCATION, ALL]
@@ -112,6 +117,7 @@ def record(arch):
         "dataset": "imagenet",
         "seed": 0,
         "settings": ["paper", "deployable"],
+        "quota": "bins",
         "calibration": {"split": "train", "samples": 32},
         "networks": [{"arch": arch, "fp32": {"top1": 0.9, "samples": 650}, "cells": cells}],
     }
@@ -127,6 +133,7 @@ class TestTable:
         assert f"| {ALL} | no | – | 40.00 % |" in lines
         assert f"| {MSE} | yes | 50.00 % |" in lines
         assert "published" not in ablation_markdown(record("net"))
+        assert any("quota bins, equation 11" in line for line in lines)
 
     def test_published_figures_stand_beside(self):
         lines = ablation_markdown(record("resnet50")).splitlines()

@@ -56,10 +56,29 @@ class TestByOutputs:
         assert found == {"body.0.weight": (False, remark), "body.2.weight": (True, None)}
         assert f"body.0.weight: {remark}" in model.summary()
 
+    @pytest.mark.parametrize("weights", ["pot4", "fp8_e4m3", "kmeans4", "ternary"])
+    def test_another_number_type_is_refused_by_name(self, weights):
+        recipe = self.RECIPE.replace(deployable=False, overrides=[{"layers": "body.1", "weights": weights}])
+        net = sequence(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3))
+        said = f"body.1.weight: weight_clip output_mse is for int types, not {weights}: override one of them"
+        with pytest.raises(InputError, match=said):
+            quantized(net, recipe)
+        other = Override("body.1", weights=weights, weight_clip="minmax")
+        assert site(quantized(net, recipe.replace(overrides=[other])), "body.0.weight").by_outputs
+
     def test_what_would_take_gigabytes_is_listed(self):
         net = sequence(nn.Flatten(), nn.Linear(9000, 2))
         model = quantize(net, self.RECIPE, images(1, 10, 30, 30), progress=False)
         assert "9,000 inputs an output would take 0.6 GiB of second moments" in site(model, "body.1.weight").remark
+
+
+@pytest.mark.parametrize("field", ["weights", "activations"])
+def test_a_range_that_a_number_type_does_not_take_names_the_tensor(field):
+    clips = {"weights": {"weight_clip": "kl"}, "activations": {"clip": "kl"}}[field]
+    named = {"weights": "body.0.weight", "activations": "x"}[field]
+    recipe = Recipe(**{field: "ternary", "first": "ternary"}, **clips, deployable=False)
+    with pytest.raises(InputError, match=rf"{named}: clip of ternary must be minmax .*, got 'kl'"):
+        quantized(sequence(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 3)), recipe)
 
 
 def chain(middle, recipe=W4A4, channels=4):

@@ -184,6 +184,17 @@ class TestPercentile:
         lo, hi = choose_range(measured(x), method="percentile:80", grid=affine(4), domain=NONNEGATIVE)
         assert lo == hi == 0
 
+    @pytest.mark.parametrize("outlier", [1e4, -1e6])
+    def test_a_histogram_that_cannot_tell_says_so(self, outlier):
+        x = torch.cat([samples("gaussian"), torch.tensor([outlier])])
+        with pytest.warns(UserWarning, match="spans fewer than 8 of the histogram's 2048 bins"):
+            choose_range(measured(x), method="percentile:99.9", grid=affine(4))
+
+    @pytest.mark.filterwarnings("error")
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_and_nothing_where_it_can(self, kind):
+        choose_range(measured(samples(kind)), method="percentile:99", grid=affine(4))
+
     def test_has_a_default(self):
         x = measured(samples("laplace"))
         assert choose_range(x, method="percentile", grid=affine(4)) == choose_range(

@@ -132,6 +132,17 @@ class TestMixedPrecisionBudget:
             Recipe(mixed_precision="activations", mixed_precision_size=0.1)
 
 
+class TestRangesByOutputs:
+    @pytest.mark.parametrize("quota", ["bits", "bins", "midtread"])
+    @pytest.mark.parametrize(
+        "fields", [{"weight_clip": "output_mse"}, {"overrides": [Override("a", weight_clip="output_mse")]}]
+    )
+    def test_go_with_channels_of_the_same_bits_alone(self, quota, fields):
+        said = f"output_mse is for channels of the same bits, which weight_allocation {quota} divides"
+        with pytest.raises(InputError, match=said):
+            Recipe(weight_allocation=quota, deployable=False, **fields)
+
+
 class TestYaml:
     @pytest.mark.parametrize(
         "recipe", [Recipe(), ODD, ALLOCATED, DYNAMIC, *map(Recipe.load, list_recipes())], ids=lambda recipe: recipe.name
