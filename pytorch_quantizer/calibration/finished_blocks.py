@@ -18,24 +18,26 @@ from torch import Tensor
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.calibration.activation_cache import Rows
 from pytorch_quantizer.calibration.calibrate import device_of
+from pytorch_quantizer.digests import tensors_digest
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 HEADER = "run.json"
+DIGEST = ":digest"  # no tensor of a model has such a name
 AT_ONCE = 64  # images that are digested together
 AFTERWARDS = ("name", "tuning_")  # fields of a recipe that blocks don't depend on
 
 
 class FinishedBlocks:
     """Files in a folder, each written whole or not at all: ``run.json`` says of which run, ``block-0003.safetensors``
-    holds a block.
+    holds a block, with a digest of run, number and content.
 
     identity: what makes a run the same (``identity_of``), text by name. Raises InputError where the folder holds
     another run, naming what differs, and where it can't be read or written.
     """
 
     def __init__(self, folder: Path | str, identity: dict[str, str]) -> None:
-        self.folder = Path(folder)
+        self.folder, self._identity = Path(folder), json.dumps(identity, sort_keys=True)
         header = self.folder / HEADER
         known = _read_header(header) if header.exists() else None
         if known is None:
@@ -49,18 +51,31 @@ class FinishedBlocks:
                 )
 
     def read(self, index: int) -> dict[str, Tensor] | None:
-        """What was written of a block, None where it isn't finished. Raises InputError for a file that is damaged."""
+        """What was written of a block, None where it isn't finished.
+
+        Raises InputError for a file that is damaged, or of another block or run.
+        """
         path = self._path(index)
         if not path.exists():
             return None
         try:
-            return load(path.read_bytes())
+            state = load(path.read_bytes())
         except (OSError, SafetensorError) as error:
             raise InputError(f"can't read {path}: {first_line(error)}; remove it to learn the block again") from error
+        written = state.pop(DIGEST, None)
+        if written is None or not torch.equal(written, self._digest(index, state)):
+            raise InputError(f"{path} is damaged, or of another block or run: remove it to learn the block again")
+        return state
 
     def write(self, index: int, state: dict[str, Tensor]) -> None:
         """Keep a block. Raises InputError where that can't be written."""
-        write_atomically(self._path(index), save({name: t.cpu().contiguous() for name, t in state.items()}))
+        held = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+        write_atomically(self._path(index), save({**held, DIGEST: self._digest(index, held)}))
+
+    def _digest(self, index: int, state: dict[str, Tensor]) -> Tensor:
+        """uint8 [32]."""
+        text = tensors_digest(state, f"block {index} of {self._identity}\n")
+        return torch.tensor([*bytes.fromhex(text)], dtype=torch.uint8)
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:04d}.safetensors"
@@ -68,16 +83,13 @@ class FinishedBlocks:
 
 def identity_of(model: QuantizedModel, images: Rows) -> dict[str, str]:
     """What a run must have in common with the one that it continues: to the bit, it is the same then."""
-    tensors = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        tensors.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     pixels = hashlib.sha256()
     for start in range(0, images.written, AT_ONCE):
         pixels.update(images.read(slice(start, start + AT_ONCE)).contiguous().numpy().tobytes())
     recipe = {name: str(value) for name, value in asdict(model.recipe).items() if not name.startswith(AFTERWARDS)}
     return {
         **recipe,
-        "model": tensors.hexdigest(),
+        "model": tensors_digest(model.state_dict()),
         "images": f"{images.written} images, {pixels.hexdigest()}",
         "device": device_of(model).type,
         "torch": torch.__version__,

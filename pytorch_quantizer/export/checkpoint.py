@@ -4,7 +4,6 @@ FORMAT.md, beside this file, says what is where; scripts/read_checkpoint.py read
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pytorch_quantizer.atomic import atomic_path
+from pytorch_quantizer.digests import tensors_digest
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.export.foreign import find_foreign
@@ -71,12 +71,7 @@ def load(path: str | Path, *, model: nn.Module | None = None, device: str | torc
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 over name, dtype, shape and bytes of each tensor, in the order of names."""
-    digest = hashlib.sha256(f"version {VERSION}\n".encode())
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return tensors_digest(tensors, f"version {VERSION}\n")
 
 
 @contextmanager

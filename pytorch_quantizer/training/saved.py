@@ -17,15 +17,19 @@ from torch import Tensor, nn
 
 from pytorch_quantizer.atomic import atomic_path
 from pytorch_quantizer.data import ImageDataset
+from pytorch_quantizer.data.digest import images_digest
+from pytorch_quantizer.digests import file_digest, tensors_digest
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.export.checkpoint import load, save
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import create_model
+from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.training.config import TrainingConfig, state_path
 from pytorch_quantizer.training.pupil import Pupil
 
 # Settings that don't decide what comes out.
 ELSEWHERE = ("data", "download", "workers", "resume", "output", "tensorboard", "mlflow")
+DIGEST = "digest"  # of the state, a tensor in it
 RANDOM, CUDA_RANDOM = "random_state", "cuda_random_state"  # of torch's own generators, which dropout draws from
 
 
@@ -52,8 +56,10 @@ def load_weights(path: Path, config: TrainingConfig, data: ImageDataset) -> nn.M
     return create_model(config.arch, num_classes=data.num_classes, in_channels=data.in_channels, checkpoint=path)
 
 
-def save_state(config: TrainingConfig, pupil: Pupil, history: list[dict[str, Any]]) -> None:
-    """Write everything that the next epoch depends on."""
+def save_state(
+    config: TrainingConfig, identity: Mapping[str, Any], pupil: Pupil, history: list[dict[str, Any]]
+) -> None:
+    """Write everything that the next epoch depends on. identity: ``identity_of`` the run."""
     optimizer = pupil.optimizer.state_dict()
     tensors = {f"model.{name}": tensor for name, tensor in pupil.model.state_dict().items()}
     if pupil.average is not None:
@@ -64,26 +70,29 @@ def save_state(config: TrainingConfig, pupil: Pupil, history: list[dict[str, Any
     if _device(pupil).type == "cuda":
         tensors[CUDA_RANDOM] = torch.cuda.get_rng_state(_device(pupil))
     said = {
-        "settings": settings_of(config),
+        "identity": identity,
         "history": history,
         "steps": pupil.scheduler.last_epoch,
         "rates": [group["lr"] for group in optimizer["param_groups"]],
     }
-    _write(state_path(config), tensors, {"state": json.dumps(said)})
+    text = json.dumps(said)
+    tensors[DIGEST] = _digest(tensors, text)
+    _write(state_path(config), tensors, {"state": text})
 
 
-def load_state(config: TrainingConfig, pupil: Pupil) -> list[dict[str, Any]]:
+def load_state(config: TrainingConfig, identity: Mapping[str, Any], pupil: Pupil) -> list[dict[str, Any]]:
     """Put the state of an interrupted run into a fresh pupil; its history, empty where there is no such run.
 
-    Raises InputError where that run had other settings, and for a file that can't be read.
+    identity: ``identity_of`` this run. Raises InputError where that one had another, and for a file that can't be read.
     """
     path = state_path(config)
     if not config.resume or not path.is_file():
         return []
     said, tensors = _read(path)
-    others = [name for name, value in settings_of(config).items() if said["settings"].get(name) != value]
+    known = said["identity"]
+    others = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
     if others:
-        changed = ", ".join(f"{name} {said['settings'].get(name)!r}" for name in others)
+        changed = ", ".join(f"{name} {_shown(known.get(name))}" for name in others)
         raise InputError(
             f"{path} is of an interrupted run with other settings ({changed}): give those to go on with it, "
             "or --resume false to begin anew"
@@ -104,6 +113,26 @@ def settings_of(config: TrainingConfig) -> dict[str, Any]:
     """Those settings that decide what comes out, as JSON has them."""
     settings: dict[str, Any] = json.loads(json.dumps(asdict(config), default=str))
     return {name: value for name, value in settings.items() if name not in ELSEWHERE}
+
+
+def identity_of(config: TrainingConfig, data: ImageDataset) -> dict[str, Any]:
+    """All that decides what comes out: the settings, and of the files that they name not where they lie but what
+    they hold. data: the training split. Raises InputError for files that can't be read.
+    """
+    identity = settings_of(config)
+    identity["images"] = f"sha256 {images_digest(data)}"
+    if config.checkpoint is not None:
+        identity["checkpoint"] = f"sha256 {file_digest(config.checkpoint)}"
+    if config.recipe is not None:
+        recipe: dict[str, Any] = json.loads(json.dumps(asdict(Recipe.load(config.recipe))))
+        identity |= {f"recipe.{name}": value for name, value in recipe.items()}
+        del identity["recipe"]
+    return identity
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _load_optimizer(pupil: Pupil, tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> None:
@@ -136,9 +165,17 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {})["state"])
-            return said, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+            text = (file.metadata() or {})["state"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
+        if not torch.equal(tensors.pop(DIGEST), _digest(tensors, text)):
+            raise ValueError("it is damaged")
+        return json.loads(text), tensors
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path} can't be read as the state of an interrupted run ({first_line(error)}): remove it to begin anew"
         ) from error
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> Tensor:
+    """uint8 [32]."""
+    return torch.tensor([*bytes.fromhex(tensors_digest(tensors, text))], dtype=torch.uint8)

@@ -30,14 +30,15 @@ from pytorch_quantizer.training.augmentation import augment
 from pytorch_quantizer.training.config import TrainingConfig, best_path, state_path, weights_path
 from pytorch_quantizer.training.epoch_log import EXPERIMENT, EpochLog, log_training
 from pytorch_quantizer.training.pupil import Pupil, make_pupil
-from pytorch_quantizer.training.saved import load_state, load_weights, save_state, save_weights
+from pytorch_quantizer.training.saved import identity_of, load_state, load_weights, save_state, save_weights
 
 
 @dataclass
 class Session:
-    """A training run: what learns, on which images, and a record of each epoch that is done."""
+    """A training run: what learns, on which images, what makes it the same run, and a record of each epoch done."""
 
     config: TrainingConfig
+    identity: dict[str, Any]
     pupil: Pupil
     data: ImageDataset
     training: Subset[Any]
@@ -52,7 +53,7 @@ def train(config: TrainingConfig, *, progress: bool = True) -> dict[str, Any]:
     After each epoch its state is written, from which the same call goes on after an interruption, to the same bytes as
     without; and the network of the best so far, by the validation images. The test split is measured once, of what is
     written; nothing is chosen by it. Raises InputError for data or a device that isn't there, for a state of other
-    settings, and for a loss that stops being a number.
+    settings or whose best network is gone, and for a loss that stops being a number.
     """
     start = time.perf_counter()
     require_writable(weights_path(config))
@@ -62,8 +63,12 @@ def train(config: TrainingConfig, *, progress: bool = True) -> dict[str, Any]:
             download(config.dataset, config.data)
         data, test = _load_split(config, "train"), _load_split(config, "test")
         training, validation = split_validation(data, config.validation_fraction, config.seed)
+        _check_keep(config, validation)
         pupil = make_pupil(config, data, training, progress)
-        session = Session(config, pupil, data, training, validation, load_state(config, pupil), progress)
+        identity = identity_of(config, data)
+        history = load_state(config, identity, pupil)
+        session = Session(config, identity, pupil, data, training, validation, history, progress)
+        _require_best(session)
         _run_epochs(session, log_training(config, session.history, logbooks))
         network = _chosen(session)
         measured = evaluate(network, make_loader(test, config.batch_size, workers=config.workers), progress=progress)
@@ -79,6 +84,24 @@ def split_validation(data: ImageDataset, fraction: float, seed: int) -> tuple[Su
     return Subset(data, order[kept_out:]), Subset(data, order[:kept_out]) if kept_out else None
 
 
+def _check_keep(config: TrainingConfig, validation: Subset[Any] | None) -> None:
+    if config.keep == "best" and validation is None:
+        raise InputError(
+            f"keep best needs validation images to tell by, and validation_fraction {config.validation_fraction} of "
+            f"{config.dataset} is none: raise it"
+        )
+
+
+def _require_best(session: Session) -> None:
+    """Raise InputError where the network of the best of the epochs that are done, which no state holds, is gone."""
+    best = best_path(session.config)
+    if session.history and session.validation is not None and not best.is_file():
+        raise InputError(
+            f"{best} is not there, the best epoch so far of the interrupted run that {state_path(session.config)} is "
+            "of: put it back to go on with it, or --resume false to begin anew"
+        )
+
+
 def _run_epochs(session: Session, log: EpochLog) -> None:
     config, history = session.config, session.history
     bar = tqdm(total=config.epochs, initial=len(history), desc="train", unit="epoch", disable=not session.progress)
@@ -89,7 +112,7 @@ def _run_epochs(session: Session, log: EpochLog) -> None:
             if session.validation is not None:
                 record["validation"] = _validate(session, session.validation)
             history.append(record)
-            save_state(config, session.pupil, history)
+            save_state(config, session.identity, session.pupil, history)
             log.add(record)
             bar.set_postfix(_shown(record))
             bar.update()

@@ -5,6 +5,7 @@ import warnings
 import pytest
 import torch
 from networks import images, network, sequence
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pytorch_quantizer as pq
@@ -324,6 +325,35 @@ def killed_after(monkeypatch, steps):
     monkeypatch.setattr(module, "train_block", mortal)
 
 
+def changed(change):
+    """Damage: a block's file whose tensors are others."""
+
+    def damage(path):
+        state = load_file(path)
+        change(state, next(name for name in state if name.endswith(".weight")))
+        save_file(state, path)
+
+    return damage
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+DAMAGES = {
+    "cut off": lambda path: path.write_bytes(b"cut off"),
+    "one bit": flip,
+    "another block's": lambda path: path.write_bytes(path.with_name("block-0001.safetensors").read_bytes()),
+    "a tensor less": changed(lambda state, weight: state.pop(weight)),
+    "another shape": changed(lambda state, weight: state.update({weight: state[weight][:1].clone()})),
+    "a foreign tensor": changed(lambda state, weight: state.update(foreign=torch.ones(1))),
+    "no errors": changed(lambda state, weight: state.pop(module.ERRORS)),
+    "another's name": changed(lambda state, weight: state.update({"foreign": state.pop(weight)})),
+}
+
+
 class TestResuming:
     @pytest.mark.parametrize("steps", [0, 30, 60, 239])
     def test_a_run_that_was_killed_ends_the_same(self, model, monkeypatch, tmp_path, steps):
@@ -363,10 +393,18 @@ class TestResuming:
         monkeypatch.setattr(module, "train_block", lambda *_, **__: pytest.fail("learned again"))
         learned(RECIPE.replace(name="tuned", tuning_epochs=1, tuning_batch=16), resume=tmp_path)
 
-    def test_a_damaged_block_is_named(self, tmp_path):
+    @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+    def test_a_damaged_block_is_named(self, tmp_path, damage):
         learned(resume=tmp_path)
-        (tmp_path / "block-0002.safetensors").write_bytes(b"cut off")
-        with pytest.raises(InputError, match=r"block-0002.safetensors.*remove it"):
+        path = tmp_path / "block-0002.safetensors"
+        damage(path)
+        with pytest.raises(InputError, match=r"block-0002.safetensors.*remove it to learn the block again"):
+            learned(resume=tmp_path)
+
+    def test_blocks_of_another_run_are_named_though_nothing_says_which(self, tmp_path):
+        learned(RECIPE.replace(reconstruction_iterations=5), resume=tmp_path)
+        (tmp_path / "run.json").unlink()
+        with pytest.raises(InputError, match=r"block-0000.safetensors is damaged, or of another block or run"):
             learned(resume=tmp_path)
 
     @pytest.mark.parametrize("content", ["", "[]", "{"])

@@ -108,9 +108,61 @@ def test_a_damaged_state_is_said(folder, monkeypatch):
     config = config_of(folder, "parts")
     broken(monkeypatch, config, 5)
     state = config.output.with_suffix(".state.safetensors")
-    state.write_bytes(state.read_bytes()[:1000])
-    with pytest.raises(InputError, match="remove it to begin anew"):
-        train(config, progress=False)
+    whole = state.read_bytes()
+    for damaged in (
+        whole[:1000],
+        whole[:-1] + bytes([whole[-1] ^ 1]),
+        whole.replace(b'\\"steps\\": 3', b'\\"steps\\": 4'),
+    ):
+        assert damaged != whole
+        state.write_bytes(damaged)
+        with pytest.raises(InputError, match="remove it to begin anew"):
+            train(config, progress=False)
+
+
+class TestOtherFiles:
+    """What a run reads may change between a stop and its resumption, under the same name; or move, the same."""
+
+    def images(self, folder, seed):
+        pixels = np.random.default_rng(seed).integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+        np.savez(folder / "train.npz", images=pixels, labels=np.arange(40) % 10)
+
+    def test_other_images(self, folder, monkeypatch):
+        config = config_of(folder, "parts")
+        broken(monkeypatch, config, 5)
+        self.images(folder, 7)
+        with pytest.raises(InputError, match=r"other settings \(images 'sha256 .*--resume false to begin anew"):
+            train(config, progress=False)
+
+    def test_other_weights_to_begin_with(self, folder, monkeypatch):
+        config = config_of(folder, "parts", **SETTINGS["quantized"])
+        broken(monkeypatch, config, 5)
+        torch.manual_seed(1)
+        torch.save(create_model("resnet20").state_dict(), folder / "float.pth")
+        with pytest.raises(InputError, match=r"other settings \(checkpoint 'sha256 "):
+            train(config, progress=False)
+
+    def test_another_recipe_in_the_same_file(self, folder, monkeypatch):
+        pq.Recipe(weights="int4", activations="int4").save(folder / "mine.yaml")
+        config = config_of(folder, "parts", **SETTINGS["quantized"] | {"recipe": str(folder / "mine.yaml")})
+        broken(monkeypatch, config, 5)
+        pq.Recipe(weights="int3", activations="int4").save(folder / "mine.yaml")
+        with pytest.raises(InputError, match=r"other settings \(recipe.weights 'int4'\)"):
+            train(config, progress=False)
+
+    def test_the_same_files_elsewhere_go_on(self, folder, monkeypatch, tmp_path_factory):
+        settings = SETTINGS["quantized"]
+        expected = train(config_of(folder, "whole", **settings), progress=False)
+        config = config_of(folder, "parts", **settings)
+        broken(monkeypatch, config, 5)
+        elsewhere = tmp_path_factory.mktemp("elsewhere")
+        for name in ("train.npz", "test.npz", "float.pth"):
+            (elsewhere / name).write_bytes((folder / name).read_bytes())
+        moved = config_of(elsewhere, "parts", **settings | {"output": config.output})
+        epochs, original = [], session.train_epoch
+        monkeypatch.setattr(session, "train_epoch", lambda given: epochs.append(len(given.history)) or original(given))
+        assert train(moved, progress=False)["test"] == expected["test"]
+        assert epochs == [1, 2]
 
 
 class TestBest:
