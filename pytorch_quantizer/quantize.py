@@ -61,10 +61,10 @@ def quantize(
     [N, …] or a tuple or list that begins with one; a tensor by itself is one batch; may be None where the recipe
     quantizes weights alone, or takes ranges from each batch. statistics_file: what calibration saw of the activations,
     read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
-    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that reconstruction and
-    tuning may take, of reconstruction half of what is free unless given. resume: a folder for the blocks that
-    reconstruction finishes; with those of a run that was stopped, it goes on behind them and comes to the same end, to
-    the bit. ranks: of several processes (ranks.joined_ranks) that are all given all batches, and share the work of
+    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that reconstruction, tuning
+    and the corrections before them may take; unless given reconstruction takes half of what is free. resume: a folder
+    for the blocks that reconstruction finishes; with those of a run that was stopped, it goes on behind them and comes
+    to the same end, to the bit. ranks: of several processes (ranks.joined_ranks) that are all given all batches, and share the work of
     measuring activations; each ends with the same model, to the bit.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
@@ -83,7 +83,16 @@ def quantize(
         notes.append(_note("equalize", "pairs of layers equalized", pairs))
     reasons = {**captured.opaque, **kept}
     sites = place(graph, recipe, reasons)
-    measured = measure(graph, sites, recipe, batches, statistics_file=statistics_file, ranks=ranks, progress=progress)
+    measured = measure(
+        graph,
+        sites,
+        recipe,
+        batches,
+        statistics_file=statistics_file,
+        max_memory=max_memory,
+        ranks=ranks,
+        progress=progress,
+    )
     learning.keep_rest(batches)
     tuning.keep_rest(batches)
     if recipe.mixed_precision != "none":

@@ -292,6 +292,21 @@ class TestMemory:
         with pytest.raises(InputError):
             learned(max_memory=(minimum - 1) * 2**20)
 
+    @pytest.mark.parametrize("corrected", [{"activation_correction": "both"}, {"weight_rounding": "second_order"}])
+    def test_corrections_before_it_keep_to_the_limit_too(self, corrected):
+        recipe = RECIPE.replace(reconstruction_iterations=5, correction_images=64, **corrected)
+        batches = [images(32, 3, 64, 64, seed=seed) for seed in range(4)]
+        with pytest.raises(InputError, match="MiB, which correcting on 64 images takes, got 60 MiB") as stopped:
+            learned(recipe, batches=batches, max_memory=60 * 2**20)
+        minimum = int(str(stopped.value).split("at least ")[1].split(" MiB")[0])
+        found = learned(recipe, batches=batches, max_memory=minimum * 2**20)
+        assert same(found, learned(recipe, batches=batches))
+        with pytest.raises(InputError, match=r"set correction_images to (\d\d) or fewer") as stopped:
+            learned(recipe, batches=batches, max_memory=(minimum - 1) * 2**20)
+        fewer = int(str(stopped.value).split("correction_images to ")[1].split(" ")[0])
+        assert 32 <= fewer < 64
+        learned(recipe.replace(correction_images=fewer), batches=batches, max_memory=(minimum - 1) * 2**20)
+
     @pytest.mark.parametrize("given", [0, -1, 1.5, True, "1GiB"])
     def test_a_limit_that_is_none(self, given):
         with pytest.raises(InputError, match="max_memory must be a number of bytes"):
