@@ -100,6 +100,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "mse + output_mse": BEST,
     "mse + output_mse + wide residual": {**BEST, "wide_residual": True},
     "mse + output_mse + activation correction, mean": {**BEST, "activation_correction": "mean"},
+    "mse + output_mse + activation correction, gain": {**BEST, "activation_correction": "gain"},
     "mse + output_mse + activation correction": CORRECTED,
     "mse + output_mse + activation correction + wide residual": {**CORRECTED, "wide_residual": True},
     "mse + output_mse + analytic correction": {
@@ -110,6 +111,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "mse + output_mse + equalization": {**BEST, "equalize": True},
     "mse + output_mse + batch norm re-estimation": {**BEST, "batch_norm_reestimation": True},
     "mse + output_mse + weight correction": {**BEST, "weight_correction": "both"},
+    "minmax + weight correction, mean": {"weight_correction": "mean"},
+    "minmax + weight correction, variance": {"weight_correction": "variance"},
     "minmax + weight correction": {"weight_correction": "both"},
     "minmax + mixed precision": {"mixed_precision": "both"},
     "mse + output_mse + mixed precision": {**BEST, "mixed_precision": "both"},
@@ -134,6 +137,25 @@ BESIDE: dict[str, dict[str, Any]] = {
         "activation_allocation": "bits",
         "weight_allocation": "bits",
         "weight_correction": "both",
+    },
+    "per-channel activations, laplace + bit allocation + weight correction, as printed": {
+        **PAPER,
+        "activation_allocation": "bits",
+        "weight_allocation": "bits",
+        "weight_correction": "both",
+        "weight_correction_form": "paper",
+    },
+    "per-channel activations, laplace + mid-tread": {
+        **PAPER,
+        "activation_allocation": "midtread",
+        "weight_allocation": "midtread",
+    },
+    "per-channel activations, gaussian + bit allocation": {
+        **CHANNELS,
+        "clip": "gaussian",
+        "allocation_prior": "gaussian",
+        "activation_allocation": "bits",
+        "weight_allocation": "bits",
     },
 }
 

@@ -37,10 +37,10 @@ RECIPES = {
     "w4a8_second_order": {"weights": "int4", "activations": "int8"},
     "w4a8_brecq": SHORT,
     "w4a4_statistical": {},
-    "w4a4_gptq": {},
+    "w4a4_second_order": {},
     "w4a4_qdrop": SHORT,
 }
-BASES = {"w4a8_second_order": "w4a4_gptq"}  # recipes that are another's with other widths
+BASES = {"w4a8_second_order": "w4a4_second_order"}  # recipes that are another's with other widths
 
 
 def main() -> None:

@@ -1,6 +1,7 @@
 """How near recipes come on training images that nothing in them saw: they are chosen by these, not by test images.
 
-python benchmarks/unseen_images.py --data ../shared/data --recipes w2a4_gptq [--changes FIELD=VALUE …] [--json FILE]
+python benchmarks/unseen_images.py --data ../shared/data --recipes w2a4_second_order [--changes FIELD=VALUE …]
+    [--json FILE]
 
 ResNet-20 on CIFAR-10. Calibration draws 1,024 training images; the 4,096 behind them in the same draw are unseen. On
 both the squared distance of the outputs from the float network's, in units of their mean square, and how often both

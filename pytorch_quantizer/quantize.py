@@ -64,8 +64,8 @@ def quantize(
     can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that reconstruction, tuning
     and the corrections before them may take; unless given reconstruction takes half of what is free. resume: a folder
     for the blocks that reconstruction finishes; with those of a run that was stopped, it goes on behind them and comes
-    to the same end, to the bit. ranks: of several processes (ranks.joined_ranks) that are all given all batches, and share the work of
-    measuring activations; each ends with the same model, to the bit.
+    to the same end, to the bit. ranks: of several processes (ranks.joined_ranks) that are all given all batches, and
+    share the work of measuring activations; each ends with the same model, to the bit.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)

@@ -9,6 +9,7 @@ import bars
 import bench_kernels
 import bench_models
 import kernel_picture
+import methods
 import pytest
 import torch
 import turns
@@ -18,6 +19,7 @@ from kernel_cases import CALLS, CASES, PASSES, Case, activation
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.experiments.cells import settings
 from pytorch_quantizer.models import create_model
 
 KEYS = {"op", "implementation", "device", "dtype", "layout", "elements", "seconds", "bytes"}
@@ -290,3 +292,37 @@ class TestModels:
         simulated = pq.quantize(create_model("resnet20"), recipe, [torch.randn(1, 3, 8, 8)], progress=False)
         with pytest.raises(InputError, match="torch has no op for fp8_e4m3 activations"):
             bench_models.by_torch(simulated)
+
+
+class TestMethods:
+    def test_each_row_has_a_name_of_its_own_and_does_something_of_its_own(self):
+        made = methods.rows()
+        assert len({row.name for row in made}) == len(made)
+        recipes = [settings(row.recipe(methods.Bits(8, 8))) for row in made]
+        assert [row.name for row, recipe in zip(made, recipes, strict=True) if recipes.count(recipe) > 1] == []
+
+    @pytest.mark.parametrize(
+        ("name", "fields"),
+        [
+            ("mse + output_mse + activation correction, gain", {"activation_correction": "gain"}),
+            ("minmax + weight correction, mean", {"weight_correction": "mean"}),
+            ("minmax + weight correction, variance", {"weight_correction": "variance"}),
+            (
+                "per-channel activations, laplace + bit allocation + weight correction, as printed",
+                {"weight_correction": "both", "weight_correction_form": "paper", "weight_allocation": "bits"},
+            ),
+            (
+                "per-channel activations, laplace + mid-tread",
+                {"activation_allocation": "midtread", "weight_allocation": "midtread", "clip": "laplace"},
+            ),
+            (
+                "per-channel activations, gaussian + bit allocation",
+                {"clip": "gaussian", "allocation_prior": "gaussian", "activation_allocation": "bits"},
+            ),
+        ],
+    )
+    def test_what_a_row_says(self, name, fields):
+        [row] = [row for row in methods.rows() if row.name == name]
+        for bits in row.columns:
+            recipe = row.recipe(bits)
+            assert {field: getattr(recipe, field) for field in fields} == fields

@@ -10,13 +10,15 @@
       ImageNet with torchvision's weights
 
 Writes leaderboard.csv (a row a cell), leaderboard.md and leaderboard.html (means over seeds) into the output folder
-after every cell. Every finished cell is kept in OUTPUT/cells, in a file named after all that determines it: a run that
-was interrupted goes on where it stopped. A cell that fails is a row with its error; the others go on, and the exit code
-is 1. First and last layer, and what only additions read, have 8 bits; --residual wide gives additions that share a
-tensor with a layer an 8-bit copy of it.
+after every cell: the rows of this run alone; --kept-only gives the table of all kept cells, of those methods, settings
+and seeds that are asked for. Every finished cell is kept in OUTPUT/cells, in a file named after all that determines it:
+a run that was interrupted goes on where it stopped, where a cell is learned block by block behind the last finished
+block. A cell that fails is a row with its error; the others go on, and the exit code is 1. First and last layer, and
+what only additions read, have 8 bits, or what the others have where that is wider; --residual wide gives additions that
+share a tensor with a layer such a copy of it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -49,6 +51,7 @@ from pytorch_quantizer.experiments.leaderboard import (
     recipe_of,
 )
 from pytorch_quantizer.experiments.network_list import ARCH_HELP, CHECKPOINT_HELP, configs_of
+from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.experiments.trained_cell import measure_trained, trained_key
 from pytorch_quantizer.reports.pages import write_methods_page
 
@@ -69,6 +72,13 @@ class Config(InferenceConfig):
     )
 
 
+@dataclass(frozen=True)
+class Memory(Resources):
+    """Resources of every cell; each has its own folder for finished blocks."""
+
+    resume: str | Path | None = None  # no flag
+
+
 class Cell(NamedTuple):
     """A place of the table."""
 
@@ -84,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = from_flags(Config, flags)
     methods, settings = parse_methods(flags["methods"]), parse_settings(flags["settings"])
     seeds, residuals = parse_seeds(flags["seeds"]), parse_residuals(flags["residual"])
+    max_memory = from_flags(Memory, flags).memory_bytes
     configs = configs_of(given)
     folder = given.output or Path("results") / f"leaderboard_{configs[0].dataset}"
     for name in FILES:
@@ -93,7 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     for config in configs:
         places = [*product(residuals, settings, methods)]
-        for row in measured(config, store, seeds, places, flags["epochs"], kept_only=flags["kept_only"]):
+        networks = (Network(replace(config, seed=seed), store, max_memory=max_memory) for seed in seeds)
+        for row in measured(networks, places, flags["epochs"], kept_only=flags["kept_only"]):
             rows.append(row)
             write_tables(rows, folder, note_of(given, config))
     if not rows:
@@ -119,27 +131,26 @@ def parser() -> jsonargparse.ArgumentParser:
     )
     add_report_flag(made)
     add_flags(made, Config, "what to run")
+    add_flags(made, Memory, "what learning may take")
     return made
 
 
 def measured(
-    config: ResolvedConfig,
-    store: CellStore,
-    seeds: Sequence[int],
+    networks: Iterable[Network],
     places: Sequence[tuple[str, Setting, str]],
     epochs: int,
     *,
     kept_only: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The rows of a network as they come, seed by seed; prints each. kept_only: those that need no computing."""
+    """The rows as they come; prints each. networks: one under each seed. kept_only: those that need no computing."""
     fp32 = None
-    for seed in seeds:
-        network = Network(replace(config, seed=seed), store)
+    for network in networks:
+        config = network.config
         if fp32 is None:
             fp32 = network.measure(None)
             print(f"{config.arch} float32 {fp32['top1']:.2%}", flush=True)
         for residual, setting, method in places:
-            cell = Cell(method, setting, residual, seed)
+            cell = Cell(method, setting, residual, config.seed)
             if not kept_only or is_kept(network, cell, epochs):
                 yield measure_cell(network, cell, fp32, epochs)
 
@@ -187,8 +198,8 @@ def note_of(given: Config, config: ResolvedConfig) -> str:
         f"Top-1 in % on {images}, the mean over seeds ± half of its 95 % interval (Student's t), and in brackets the "
         f"mean seconds that quantizing took. Ranges and all that is learned come from {config.calibration_samples} "
         "images, none of them evaluated where the data set has a training split. First and last layer, and what only "
-        f"additions read: 8 bits. Up to W{AFFINE_UP_TO} all weights have zero points, first and last layer's too, but "
-        "for qat's. Machine: "
+        f"additions read: 8 bits, or as the others where they are wider. Up to W{AFFINE_UP_TO} all weights have zero "
+        "points, first and last layer's too, but for qat's. Machine: "
         f"{', '.join(map(str, machine(choose_device(given.device)).values()))}"
     )
 

@@ -7,20 +7,24 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pytorch_quantizer.atomic import require_writable, write_atomically
-from pytorch_quantizer.data import ImageDataset, calibration_loader, make_loader
-from pytorch_quantizer.data.dataset import FileDataset
+from pytorch_quantizer.data import calibration_loader, make_loader
+from pytorch_quantizer.data.digest import images_digest
+from pytorch_quantizer.digests import tensors_digest
 from pytorch_quantizer.environment import choose_device, versions
 from pytorch_quantizer.evaluation import evaluate
 from pytorch_quantizer.experiments.inference_config import ResolvedConfig, load_images, load_model
+from pytorch_quantizer.experiments.quantize_job import is_learned
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import quantize
 
@@ -34,8 +38,6 @@ SILENT = (
     # Rows, weights and images are in the cells' keys.
     *(f"experiments/reproduce{part}.py" for part in ("", "_command", "_text", "_weights")),
 )
-PROBES = 16  # image files of a data set that stand for all in its fingerprint
-BATCH = 256
 
 Key = Mapping[str, Any]
 
@@ -63,6 +65,10 @@ class CellStore:
         write_atomically(self._path(key), f"{json.dumps(content, indent=1, allow_nan=False)}\n".encode())
         return {**plain(values), "code": code_digest()}
 
+    def unfinished(self, key: Key) -> Path:
+        """The folder for what a cell keeps until it is finished."""
+        return self.folder / "unfinished" / self._path(key).stem
+
     def _path(self, key: Key) -> Path:
         text = json.dumps(plain(key), sort_keys=True, allow_nan=False)
         return self.folder / f"{hashlib.sha256(text.encode()).hexdigest()[:24]}.json"
@@ -71,9 +77,12 @@ class CellStore:
 class Network:
     """A float network and its images; measures it under recipes, each once."""
 
-    def __init__(self, config: ResolvedConfig, store: CellStore) -> None:
-        """Load both. Raises InputError as load_images, load_model and the loaders do."""
-        self.config, self.store = config, store
+    def __init__(self, config: ResolvedConfig, store: CellStore, *, max_memory: int | None = None) -> None:
+        """Load both. max_memory: as quantize()'s, where a recipe learns; it changes no number.
+
+        Raises InputError as load_images, load_model and the loaders do.
+        """
+        self.config, self.store, self.max_memory = config, store, max_memory
         self.device = choose_device(config.device)
         self.test, self.calibration, self.split = load_images(config)
         self.model: nn.Module = load_model(config, self.test).to(self.device)
@@ -86,17 +95,15 @@ class Network:
     def measure(self, recipe: Recipe | None) -> dict[str, Any]:
         """top1, top5 and top1_interval as fractions of 1, correct and samples as counts, seconds, code, and kept.
 
-        quantizing_seconds: those before the evaluation. recipe None: the float network. kept: whether the store held
-        it. Ranges are calibrated anew for every recipe.
+        quantizing_seconds: those before the evaluation, of a cell that was stopped those since. recipe None: the float
+        network. kept: whether the store held it. Ranges are calibrated anew for every recipe; reconstruction that was
+        stopped goes on behind its last finished block.
         Raises InputError for a recipe that can't be carried out on this network.
         """
-
-        def made() -> nn.Module:
-            if recipe is None:
-                return self.model
-            return quantize(self.model, recipe, self.drawn, strict=self.config.strict, progress=False)
-
-        return self.measure_made(self.key_of(recipe), made)
+        key = self.key_of(recipe)
+        found = self.measure_made(key, lambda: self.model if recipe is None else self._quantized(recipe, key))
+        shutil.rmtree(self.store.unfinished(key), ignore_errors=True)
+        return found
 
     def measure_made(self, key: Key, made: Callable[[], nn.Module]) -> dict[str, Any]:
         """What ``measure`` gives, of a network that is made only where the store holds nothing under this key."""
@@ -127,6 +134,19 @@ class Network:
     def key_of(self, recipe: Recipe | None) -> dict[str, Any]:
         """What determines the cell of a recipe, beside the code; another table adds what else it depends on."""
         return {**self._key, "recipe": None if recipe is None else settings(recipe)}
+
+    def _quantized(self, recipe: Recipe, key: Key) -> nn.Module:
+        # Blocks of other code or of another number of threads are no beginning of this cell.
+        resume = self.store.unfinished(key) / f"{code_digest()}_{torch.get_num_threads()}"
+        return quantize(
+            self.model,
+            recipe,
+            self.drawn,
+            strict=self.config.strict,
+            max_memory=self.max_memory if is_learned(recipe) else None,
+            resume=resume if recipe.reconstruction != "none" else None,
+            progress=False,
+        )
 
     def _shared_key(self) -> dict[str, Any]:
         """What determines a cell, beside its recipe and the code."""
@@ -160,27 +180,8 @@ def plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names, shapes and values of parameters and buffers, whatever file they came from."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def images_digest(images: ImageDataset) -> str:
-    """SHA-256 over images as the network sees them, and labels; of files over names, sizes, labels and PROBES images.
-
-    Raises CorruptImageError for one that can't be decoded, unless the data set passes those over.
-    """
-    digest = hashlib.sha256(f"{len(images)} {images.preprocessing}".encode())
-    for path, label in images.files if isinstance(images, FileDataset) else ():
-        digest.update(f"{Path(path).name} {Path(path).stat().st_size} {label}\n".encode())
-    limit = None if images.in_memory else PROBES
-    for pixels, labels in make_loader(images, BATCH, workers=0, limit=limit):
-        digest.update(pixels.contiguous().numpy().tobytes())
-        digest.update(labels.numpy().tobytes())
-    return digest.hexdigest()
+    """SHA-256 over parameters and buffers, whatever file they came from."""
+    return tensors_digest(model.state_dict())
 
 
 @functools.cache

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torchvision
 from torch import nn
 
 from pytorch_quantizer.data import ImageDataset, has_split, infer_dataset, load_dataset, load_unlabelled
@@ -41,7 +42,7 @@ class InferenceConfig:
     batch_size: int = _option(128, "images a batch")
     limit: int | None = _option(None, "evaluate this many images, spread evenly over the data set")
     device: str | None = _option(None, "cpu, cuda or cuda:N; default: the GPU if it works")
-    seed: int = _option(0, "of the calibration draw, and of learning")
+    seed: int | None = _option(None, "of the calibration draw, default: 0, and of learning, default: the recipe's")
     strict: bool = _option(False, "stop at a module that can't be captured instead of leaving it in float")
     skip_corrupt: bool = _option(False, "pass over images that can't be decoded, and count them")
     statistics_file: Path | None = _option(
@@ -54,10 +55,11 @@ class InferenceConfig:
 
 @dataclass(frozen=True)
 class ResolvedConfig(InferenceConfig):
-    """An InferenceConfig in which the data set and the network are named; see resolved()."""
+    """An InferenceConfig in which data set, network and seed are named; see resolved()."""
 
     dataset: str = "digits"
     arch: str = "resnet20"
+    seed: int = 0
 
     @property
     def subject(self) -> dict[str, Any]:
@@ -67,13 +69,14 @@ class ResolvedConfig(InferenceConfig):
 
 
 def resolved(config: InferenceConfig) -> ResolvedConfig:
-    """The same with a data set and a network: what ``data`` holds, else digits; and the data set's usual network.
+    """The same with a data set, a network and a seed: what ``data`` holds, else digits; its usual network; 0.
 
     Raises InputError where ``data`` is not a folder.
     """
     dataset = config.dataset or ("digits" if config.data is None else infer_dataset(config.data))
     given = {entry.name: getattr(config, entry.name) for entry in fields(config)}
-    return ResolvedConfig(**given | {"dataset": dataset, "arch": config.arch or DEFAULT_ARCH.get(dataset, "resnet20")})
+    named = {"dataset": dataset, "arch": config.arch or DEFAULT_ARCH.get(dataset, "resnet20"), "seed": config.seed or 0}
+    return ResolvedConfig(**given | named)
 
 
 def load_images(config: ResolvedConfig) -> tuple[ImageDataset, ImageDataset, str]:
@@ -100,17 +103,29 @@ def load_images(config: ResolvedConfig) -> tuple[ImageDataset, ImageDataset, str
 
 def load_model(config: ResolvedConfig, images: ImageDataset) -> nn.Module:
     """The network with trained weights. Raises InputError where there are none: random ones would mean nothing."""
-    arch, checkpoint = config.arch, config.checkpoint
-    if checkpoint is None and (config.dataset, arch) in BUNDLED:
-        checkpoint = bundled_checkpoint(BUNDLED[config.dataset, arch])
-    if checkpoint is None and config.dataset != "imagenet":
-        raise InputError(
-            f"no weights for {arch} on {config.dataset}: give --checkpoint FILE (scripts/train.py makes one)"
-        )
+    checkpoint = weights_file(config)
     return create_model(
-        arch,
+        config.arch,
         num_classes=images.num_classes,
         in_channels=images.in_channels,
         checkpoint=checkpoint,
         pretrained=checkpoint is None,
     )
+
+
+def weights_file(config: ResolvedConfig) -> Path | None:
+    """The file of the network's trained weights, given or bundled; None: torchvision's.
+
+    Raises InputError where there are none, and where the file isn't there.
+    """
+    arch, checkpoint = config.arch, config.checkpoint
+    if checkpoint is not None and not checkpoint.expanduser().is_file():
+        raise InputError(f"checkpoint {checkpoint} is not a file: check the path")
+    if checkpoint is None and (config.dataset, arch) in BUNDLED:
+        checkpoint = bundled_checkpoint(BUNDLED[config.dataset, arch])
+    published = config.dataset == "imagenet" and arch in torchvision.models.list_models(module=torchvision.models)
+    if checkpoint is None and not published:
+        raise InputError(
+            f"no weights for {arch} on {config.dataset}: give --checkpoint FILE (scripts/train.py makes one)"
+        )
+    return checkpoint

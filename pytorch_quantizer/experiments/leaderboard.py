@@ -16,6 +16,8 @@ from scipy.stats import t as student
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.network_list import parse_names
+from pytorch_quantizer.graph.requests import EIGHT_BITS
+from pytorch_quantizer.quantization.qtypes import NumberType
 from pytorch_quantizer.quantization.recipe import Recipe
 
 DEFAULT_SETTINGS = "W8A8,W8A4,W4A8,W4A4,W3A3,W2A4,W2A2"
@@ -112,7 +114,7 @@ def recipe_of(method: str, setting: Setting, residual: str, seed: int) -> Recipe
 
 def policy(recipe: Recipe) -> dict[str, Any]:
     """What a row says of its recipe beside method and widths."""
-    first_last = [text or "int8" for text in (recipe.first, recipe.last)]
+    first_last = [text or _at_least_8_bits(recipe) for text in (recipe.first, recipe.last)]
     granularity = f"weights {recipe.weight_granularity}, activations {recipe.activation_granularity}"
     return {
         "first_last": "/".join(dict.fromkeys(first_last)),
@@ -120,6 +122,15 @@ def policy(recipe: Recipe) -> dict[str, Any]:
         "weight_grid": "symmetric" if recipe.weight_symmetric else "affine",
         "deployable": recipe.deployable,
     }
+
+
+def _at_least_8_bits(recipe: Recipe) -> str:
+    """What first and last layer have where the recipe leaves it open: 8 bits, or as the others where wider."""
+    weights, activations = (
+        str(max(NumberType.parse(text), EIGHT_BITS, key=lambda number_type: number_type.bits))
+        for text in (recipe.weights, recipe.activations)
+    )
+    return weights if weights == activations else f"weights {weights}, activations {activations}"
 
 
 def summary(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig, resolved
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig, resolved, weights_file
 from pytorch_quantizer.models import default_preprocessing
 
 ARCH_HELP = "the network, or several with commas; names as `pq run`'s"
@@ -16,7 +16,7 @@ CHECKPOINT_HELP = "weights, as many as networks; default: DATA/ARCH.th if it is 
 def configs_of(given: InferenceConfig) -> list[ResolvedConfig]:
     """One a network, from an InferenceConfig whose arch and checkpoint are texts with commas.
 
-    Raises InputError, before any work, for a network that isn't known or checkpoints that are few.
+    Raises InputError, before any work, for a network that isn't known or has no weights, and checkpoints that are few.
     """
     archs = [None] if given.arch is None else parse_names("--arch", given.arch)
     paths = [None] * len(archs) if given.checkpoint is None else parse_names("--checkpoint", str(given.checkpoint))
@@ -27,7 +27,9 @@ def configs_of(given: InferenceConfig) -> list[ResolvedConfig]:
     for arch, checkpoint in zip(archs, paths, strict=True):
         config = resolved(replace(given, arch=arch, checkpoint=None))
         default_preprocessing(config.arch, config.dataset)  # knows the names
-        configs.append(replace(config, checkpoint=Path(checkpoint) if checkpoint else _beside(config)))
+        config = replace(config, checkpoint=Path(checkpoint) if checkpoint else _beside(config))
+        weights_file(config)
+        configs.append(config)
     return configs
 
 

@@ -23,10 +23,15 @@ class Resources:
         default=None,
         metadata={"help": "memory that learning may take, 512MiB or 2GB; what finds no room lies in files"},
     )
-    resume: Path | None = field(
+    resume: str | Path | None = field(
         default=None,
         metadata={"help": "folder for the blocks that reconstruction finishes; one that was stopped goes on there"},
     )
+
+    def __post_init__(self) -> None:
+        """Raise InputError for a folder without a name, which Path takes for the current one."""
+        if self.resume == "":
+            raise InputError("resume must be a folder, got '': name one, or leave it out")
 
     @property
     def memory_bytes(self) -> int | None:

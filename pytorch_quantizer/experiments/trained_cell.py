@@ -9,11 +9,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors.torch import save
+
+from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.experiments.cells import Network
-from pytorch_quantizer.experiments.inference_config import BUNDLED
 from pytorch_quantizer.export.checkpoint import load
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
-from pytorch_quantizer.models import bundled_checkpoint
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.training import Augmentation, TrainingConfig, train
 from pytorch_quantizer.training import __file__ as training_package
@@ -43,9 +45,13 @@ def trained_key(network: Network, recipe: Recipe, epochs: int, folder: Path) -> 
 
 
 def trained_model(network: Network, recipe: Recipe, epochs: int, folder: Path) -> QuantizedModel:
-    """The network trained from its float weights, as it comes out of the packed checkpoint that training wrote."""
+    """The network trained from its float weights, as it comes out of the packed checkpoint that training wrote.
+
+    The weights are those of ``network``, wherever they came from: a file of them lies in ``folder``.
+    """
     config = _config(network, recipe, epochs, folder)
     recipe.save(Path(str(config.recipe)))
+    _write_weights(network, Path(str(config.checkpoint)))
     train(config, progress=False)
     return load(Path(str(config.output)), device=network.device)
 
@@ -53,14 +59,11 @@ def trained_model(network: Network, recipe: Recipe, epochs: int, folder: Path) -
 def _config(network: Network, recipe: Recipe, epochs: int, folder: Path) -> TrainingConfig:
     given = network.config
     name = f"{given.arch}_{given.seed}_{epochs}_{hashlib.sha256(recipe.to_yaml().encode()).hexdigest()[:12]}"
-    checkpoint = given.checkpoint
-    if checkpoint is None and (given.dataset, given.arch) in BUNDLED:
-        checkpoint = bundled_checkpoint(BUNDLED[given.dataset, given.arch])
     return TrainingConfig(
         arch=given.arch,
         dataset=given.dataset,
         data=given.data,
-        checkpoint=checkpoint,
+        checkpoint=folder / f"{given.arch}_{network.key_of(None)['weights'][:12]}.safetensors",
         recipe=str(folder / f"{name}.yaml"),
         image_size=given.image_size,
         epochs=epochs,
@@ -71,6 +74,14 @@ def _config(network: Network, recipe: Recipe, epochs: int, folder: Path) -> Trai
         output=folder / f"{name}.safetensors",
         **SETTINGS,
     )
+
+
+def _write_weights(network: Network, path: Path) -> None:
+    """Write the float network's weights; equal ones give equal files, so that an interrupted training goes on."""
+    state = network.model.state_dict()
+    # Copies: safetensors refuses tensors that share memory.
+    own = {name: tensor.cpu().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}
+    write_atomically(path, save(own))
 
 
 def _training_code() -> str:

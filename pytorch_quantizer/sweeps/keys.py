@@ -9,9 +9,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pytorch_quantizer.data.digest import images_digest
 from pytorch_quantizer.environment import choose_device
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.experiments.cells import images_digest, settings, weights_digest
+from pytorch_quantizer.experiments.cells import settings, weights_digest
 from pytorch_quantizer.experiments.inference_config import ResolvedConfig, load_images, load_model
 from pytorch_quantizer.sweeps.point import Point
 

@@ -1,6 +1,7 @@
 """pq ablation: the table it promises, resumed after an interruption, and one line for a user's mistake."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +135,7 @@ class TestMistakes:
             (["--arch", "resnet21"], "resnet21"),
             (["--arch", "resnet20,"], "--arch must be a list with commas"),
             (["--arch", "resnet20,resnet21"], "resnet21"),
+            (["--arch", "resnet20,resnet32"], "no weights for resnet32 on digits: give --checkpoint FILE"),
             (
                 ["--arch", "resnet20,resnet32", "--checkpoint", "x.th"],
                 "as many files, with commas, as there are networks",
@@ -151,6 +153,7 @@ class TestMistakes:
     )
     def test_is_named(self, capsys, arguments, named):
         assert named in failing_line(command, capsys, *arguments)
+        assert [*Path.cwd().rglob("*.json")] == []  # before any work
 
     def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path):
         (tmp_path / "file").write_text("in the way")

@@ -1,13 +1,22 @@
 """pq leaderboard: the files it promises, resumed after an interruption, and cells that fail beside others."""
 
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from command_runs import failing_line
+from PIL import Image
+from safetensors.torch import load_file
 
 from pytorch_quantizer import InputError
+from pytorch_quantizer.calibration.finished_blocks import FinishedBlocks
 from pytorch_quantizer.commands import leaderboard as command
 from pytorch_quantizer.experiments import cells, trained_cell
 from pytorch_quantizer.experiments.leaderboard import COLUMNS, METHODS
+from pytorch_quantizer.models import create, create_model
 
 FEW = ("--limit", "20", "--calibration-samples", "32", "--batch-size", "32", "--device", "cpu")
 PART = ("--settings", "W3A3", "--methods", "minmax,second order", "--seeds", "0,1")
@@ -97,6 +106,76 @@ class TestResumed:
         assert found.drop(columns="seconds").equals(unbroken[1][1].drop(columns="seconds"))
 
 
+class TestReconstruction:
+    """A cell that learns block by block goes on behind its last finished block, to the same number."""
+
+    PART = ("--methods", "brecq", "--seeds", "0", "--settings", "W2A2")
+
+    @pytest.fixture(autouse=True)
+    def _short(self, monkeypatch):
+        short = {"reconstruction_iterations": 2, "reconstruction_images": 16, "reconstruction_batch": 8}
+        monkeypatch.setitem(METHODS, "brecq", METHODS["brecq"] | short)
+
+    @pytest.fixture
+    def learned(self, monkeypatch):
+        """The numbers of the blocks that were learned; ``stop`` of them are, then the run is killed."""
+        written = SimpleNamespace(blocks=[], stop=None)
+
+        def counted(finished, index, state, real=FinishedBlocks.write):
+            if len(written.blocks) == written.stop:
+                raise KeyboardInterrupt
+            written.blocks.append(index)
+            real(finished, index, state)
+
+        monkeypatch.setattr(FinishedBlocks, "write", counted)
+        return written
+
+    def test_a_killed_cell_goes_on_behind_its_last_block(self, tmp_path, learned):
+        unbroken = start(tmp_path / "unbroken", *self.PART)[1]
+        every = [*learned.blocks]
+        assert len(every) > 4
+        learned.blocks, learned.stop = [], 4
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path / "killed", *self.PART)
+        assert len([*(tmp_path / "killed" / "cells" / "unfinished").rglob("block-*")]) == 4
+        learned.blocks, learned.stop = [], None
+        code, found = start(tmp_path / "killed", *self.PART)
+        assert (code, learned.blocks) == (0, every[4:])
+        assert found.drop(columns="seconds").equals(unbroken.drop(columns="seconds"))
+
+    def test_nothing_is_left_of_a_cell_that_is_finished(self, tmp_path, learned):
+        start(tmp_path, *self.PART)
+        assert learned.blocks
+        assert [*(tmp_path / "cells" / "unfinished").rglob("*")] == []
+
+    @pytest.mark.parametrize("what", ["threads", "code"])
+    def test_blocks_of_other_threads_or_code_are_learned_again(self, tmp_path, learned, monkeypatch, threads, what):
+        learned.stop = 4
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, *self.PART)
+        learned.blocks, learned.stop = [], None
+        if what == "threads":
+            threads(torch.get_num_threads() + 1)
+        else:
+            monkeypatch.setattr(cells, "code_digest", lambda: "changed")
+        code, table = start(tmp_path, *self.PART)
+        assert (code, list(table["error"])) == (0, [""])
+        assert learned.blocks[0] == 0
+        assert [*(tmp_path / "cells" / "unfinished").rglob("block-*")] == []
+
+    def test_memory_is_limited_where_something_is_learned(self, tmp_path, monkeypatch):
+        given, real = {}, cells.quantize
+
+        def kept(model, recipe, *args, **kwargs):
+            given[recipe.name.split()[0]] = kwargs.get("max_memory")
+            return real(model, recipe, *args, **kwargs)
+
+        monkeypatch.setattr(cells, "quantize", kept)
+        part = ("--methods", "minmax,brecq", "--seeds", "0", "--settings", "W2A2")
+        assert start(tmp_path, *part, "--max-memory", "1GiB")[0] == 0
+        assert given == {"minmax": None, "brecq": 2**30}
+
+
 @pytest.mark.parametrize(
     "error", [InputError("it can't be"), RuntimeError("a bug")], ids=lambda error: type(error).__name__
 )
@@ -139,6 +218,37 @@ class TestTrained:
         assert start(tmp_path, *self.PART)[1].equals(table)
         assert len(configs) == 1
 
+    def test_torchvisions_weights_are_trained_from_too(self, tmp_path, monkeypatch):
+        """Stand-ins for the weights and for ImageNet; nothing is loaded but by the leaderboard itself."""
+        published, real, configs = [], trained_cell.train, []
+
+        def load(model, arch):
+            published.append(arch)
+            torch.manual_seed(7)
+            for module in model.modules():
+                if hasattr(module, "reset_parameters"):
+                    module.reset_parameters()
+
+        monkeypatch.setattr(create, "_load_published", load)
+        monkeypatch.setitem(trained_cell.SETTINGS, "batch_size", 8)
+        monkeypatch.setattr(trained_cell, "train", lambda config, **how: configs.append(config) or real(config, **how))
+        for split, wnid in product(("train", "val"), ("n01440764", "n01443537")):
+            (tmp_path / "data" / split / wnid).mkdir(parents=True)
+            for index in range(8):
+                pixels = np.random.default_rng(index).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "data" / split / wnid / f"{index}.png")
+        images = ("--data", str(tmp_path / "data"), "--arch", "resnet18", "--image-size", "32")
+        code, table = start(tmp_path / "out", *self.PART, *images)
+        assert list(table["error"]) == [""]
+        assert code == 0
+        assert published == ["resnet18"]
+        [config] = configs
+        network = create_model("resnet18")
+        load(network, "resnet18")
+        weights = load_file(config.checkpoint)
+        assert weights.keys() == network.state_dict().keys()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
+
     def test_what_cannot_be_trained_is_a_row(self, tmp_path):
         code, table = start(tmp_path, *self.PART, "--epochs", "0")
         assert code == 1
@@ -155,10 +265,13 @@ class TestMistakes:
             (("--arch", "resnet21"), "resnet21"),
             (("--arch", "resnet20,resnet32", "--checkpoint", "a.th"), "as there are networks, 2, got 1"),
             (("--data", "/nowhere"), "/nowhere"),
+            (("--max-memory", "two"), "max_memory must be a number of bytes, as 512MiB or 2GB, got 'two'"),
+            (("--arch", "resnet20,resnet32", "--methods", "minmax"), "no weights for resnet32 on digits: give --check"),
         ],
     )
     def test_one_line(self, capsys, tmp_path, arguments, said):
         assert said in failing_line(command, capsys, "--output", tmp_path, *arguments)
+        assert [*tmp_path.rglob("*.json")] == []  # before any work
 
     def test_help_names_the_methods(self, capsys):
         with pytest.raises(SystemExit):

@@ -14,10 +14,12 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from pytorch_quantizer import evaluate, load, quantize
+from pytorch_quantizer.command_line import from_flags
 from pytorch_quantizer.commands import compare
 from pytorch_quantizer.commands import run as command
 from pytorch_quantizer.data import load_dataset, make_loader
 from pytorch_quantizer.experiments import comparison, inference
+from pytorch_quantizer.experiments.inference_config import InferenceConfig, resolved
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model
@@ -162,6 +164,16 @@ class TestRecipeFlags:
         assert recipe_of("--wide-residual", "true", "--weight-narrow", "false").weight_narrow is False
         assert not recipe_of("--wide-residual", "false").wide_residual
 
+    def test_a_seed_that_is_given_wins_also_0(self, tmp_path):
+        Recipe(seed=5).save(tmp_path / "drawn.yaml")
+        given = ("--recipe", str(tmp_path / "drawn.yaml"))
+        assert [recipe_of(*given, *seed).seed for seed in ((), ("--seed", "0"), ("--seed", "3"))] == [5, 0, 3]
+
+    def test_a_seed_that_is_not_given_draws_as_0_does(self):
+        flags = vars(command.parser().parse_args([]))
+        assert resolved(from_flags(InferenceConfig, flags)).seed == 0
+        assert recipe_of().seed == 0
+
     def test_null_is_a_value(self, tmp_path):
         Recipe(residual="int4").save(tmp_path / "narrow.yaml")
         given = ("--recipe", str(tmp_path / "narrow.yaml"))
@@ -189,7 +201,7 @@ def test_help_is_for_people():
     assert "type:" not in text
     assert "null" not in text
     assert "images a batch (default: 128)" in text
-    assert "of the calibration draw, and of learning (default: 0)" in " ".join(text.split())
+    assert "of the calibration draw, default: 0, and of learning, default: the recipe's" in " ".join(text.split())
 
 
 class TestMistakes:
@@ -223,6 +235,10 @@ class TestMistakes:
             (["--max-memory", "two"], "max_memory must be a number of bytes, as 512MiB or 2GB, got 'two'"),
             (["--max-memory", "1GiB"], "max_memory is for reconstruction"),
             (["--resume", "folder"], "resume is for reconstruction"),
+            (["--resume", "", "--recipe", "w4a4_brecq"], "resume must be a folder, got ''"),
+            (["--recipe", "w4a4_gptq"], "no recipe named 'w4a4_gptq': it is called w4a4_second_order"),
+            (["--recipe", "w3a3_gptq"], "it is called w3a3_second_order"),
+            (["--recipe", "w4a8_gptq"], "no recipe named 'w4a8_gptq' (did you mean"),
             (["--reconstruction", "blok"], "reconstruction must be one of none, layer, block, got 'blok'"),
         ],
     )

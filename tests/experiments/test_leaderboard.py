@@ -4,9 +4,10 @@ import math
 
 import pandas as pd
 import pytest
+import torch
 from scipy.stats import t as student
 
-from pytorch_quantizer import InputError, Recipe
+from pytorch_quantizer import InputError, Recipe, quantize
 from pytorch_quantizer.experiments.leaderboard import (
     COLUMNS,
     DEFAULT_SETTINGS,
@@ -21,6 +22,8 @@ from pytorch_quantizer.experiments.leaderboard import (
     recipe_of,
     summary,
 )
+from pytorch_quantizer.models import create_model
+from pytorch_quantizer.quantization.recipe import list_recipes
 
 
 def rows(*tops, method="mse", error=""):
@@ -63,6 +66,13 @@ class TestRecipes:
     def test_shipped_recipes_are_the_rows_that_readme_says(self, name, method, setting):
         assert Recipe.load(name).replace(name="") == recipe_of(method, setting, "narrow", 0).replace(name="")
 
+    @pytest.mark.parametrize("name", [name for name in list_recipes() if "gptq" in name or "second_order" in name])
+    def test_shipped_recipes_call_a_rounding_as_the_rows_do(self, name):
+        assert Recipe.load(name).weight_rounding == name.split("_", 1)[1]
+
+    def test_second_order_rounding_is_shipped(self):
+        assert {"w4a4_second_order", "w3a3_second_order", "w2a4_second_order"} <= set(list_recipes())
+
     def test_methods_differ(self):
         made = [recipe_of(method, Setting(4, 4), "narrow", 0).replace(name="") for method in METHODS]
         assert all(made.count(recipe) == 1 for recipe in made)
@@ -79,6 +89,25 @@ class TestRecipes:
             "deployable": False,
         }
         assert policy(recipe.replace(first="int4"))["first_last"] == "int4/int8"
+
+    @pytest.mark.parametrize(
+        ("setting", "said", "weights", "activations"),
+        [
+            (Setting(4, 4), "int8", "int8", "int8"),
+            (Setting(16, 16), "int16", "int16", "int16"),
+            (Setting(9, 4), "weights int9, activations int8", "int9", "int8"),
+            (Setting(4, 12), "weights int8, activations int12", "int8", "int12"),
+        ],
+    )
+    def test_first_and_last_layer_are_said_as_they_are(self, setting, said, weights, activations):
+        recipe = recipe_of("minmax", setting, "narrow", 0)
+        assert policy(recipe)["first_last"] == said
+        assert policy(recipe.replace(last="int4"))["first_last"] == f"{said}/int4"
+        model = quantize(create_model("resnet20"), recipe, torch.randn(2, 3, 8, 8), progress=False)
+        lines = [line.split() for line in model.summary().splitlines()[2:]]
+        types = {line[0]: line[2].removeprefix("u") for line in lines if len(line) > 2}
+        assert [types[name] for name in ("conv1.weight", "linear.weight")] == [weights] * 2
+        assert [types[name] for name in ("x", "pool")] == [activations] * 2
 
 
 class TestFlags:

@@ -22,3 +22,8 @@ def test_none_is_left_to_quantize():
 def test_what_is_no_size(text):
     with pytest.raises(InputError, match="max_memory must be a number of bytes, as 512MiB or 2GB, got"):
         _ = Resources(max_memory=text).memory_bytes
+
+
+def test_an_empty_folder_name_is_not_the_current_folder():
+    with pytest.raises(InputError, match=r"resume must be a folder, got '': name one, or leave it out"):
+        Resources(resume="")
