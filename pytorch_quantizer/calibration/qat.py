@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from pytorch_quantizer.calibration.trainable import batch_norms, make_trainable, write_back
+from pytorch_quantizer.calibration.trainable import batch_norms, check_grids, make_trainable, write_back
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.equalize import equalize
@@ -23,7 +23,11 @@ from pytorch_quantizer.graph.ties import move_off_ties
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import quantize
 
-NOTE = "quantization-aware training: weights, their scales, biases and activations' steps are learned"
+NOTES = {
+    "lsq_plus": "quantization-aware training: weights, their scales, biases and activations' steps are learned",
+    "lsq": "quantization-aware training: weights, their scales, biases and activations' scales are learned",
+    "fixed": "quantization-aware training: weights and biases are learned, grids are as calibrated",
+}
 
 
 @dataclass(frozen=True)
@@ -31,12 +35,13 @@ class Student:
     """A quantized model under training.
 
     start: as it was quantized, which stays so. learned: its trainable copy (trainable.py). teacher: the folded float
-    network, which doesn't learn.
+    network, which doesn't learn. grids: what of the grids learns, as make_trainable has it.
     """
 
     start: QuantizedModel
     learned: fx.GraphModule
     teacher: fx.GraphModule
+    grids: str = "lsq_plus"
 
     @classmethod
     def from_model(
@@ -46,22 +51,25 @@ class Student:
         calibration: Iterable[Any],
         *,
         norms: bool = False,
+        grids: str = "lsq_plus",
         progress: bool = True,
     ) -> Student:
         """Quantize a trained float network as quantize() does, and let it learn from there.
 
         norms: whether layers get batch norms again, which are folded at the end; else they stay folded all along.
-        Raises InputError as quantize() does, and where no weight has a uniform grid to learn on.
+        grids: lsq_plus, lsq or fixed, see make_trainable. Raises InputError as quantize() and check_grids do, and where
+        no weight has a uniform grid to learn on.
         """
+        check_grids(grids, norms=norms)
         batches = list(calibration)
         start = quantize(model, recipe, batches, progress=progress)
         teacher = _float_graph(model, start.recipe, batches[0])
-        learned = make_trainable(start, teacher, norms=norms)
+        learned = make_trainable(start, teacher, norms=norms, grids=grids)
         if not any(name.endswith("latent") for name, _ in learned.named_parameters()):
             raise InputError(
                 f"recipe {recipe.name!r} leaves no weight on a uniform grid to train: set weights to int4 or the like"
             )
-        return cls(start, learned, teacher.requires_grad_(requires_grad=False))
+        return cls(start, learned, teacher.requires_grad_(requires_grad=False), grids)
 
     def groups(self, rate: float, grid_rate: float) -> list[dict[str, Any]]:
         """What learns, for an optimizer like Adam. rate: of weights, in steps of their grids; grid_rate: of the rest.
@@ -100,11 +108,11 @@ class Student:
         """A QuantizedModel with what was learned, by the copy itself or by an average of it: codes, scales, biases."""
         model = deepcopy(self.start)
         write_back((self.learned if learned is None else learned).eval(), model)
-        if self.start.recipe.deployable:
+        if self.start.recipe.deployable and self.grids != "fixed":  # those are off ties already
             move_off_ties(model)
         model.meta["notes"] = (
             *self.start.notes,
-            NOTE,
+            NOTES[self.grids],
         )
         return model
 

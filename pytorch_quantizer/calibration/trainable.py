@@ -15,6 +15,7 @@ from torch.func import functional_call
 
 from pytorch_quantizer import ops
 from pytorch_quantizer.calibration.learned_steps import LearnedStep, obstacle
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.biases import BIAS_ROOM
 from pytorch_quantizer.graph.fuse import copy_of
 from pytorch_quantizer.graph.operations import TRANSPOSED, Layer, layer_nodes, module_of
@@ -26,19 +27,36 @@ from pytorch_quantizer.quantization.bias_correction import Moments
 from pytorch_quantizer.quantization.qparams import MIN_SCALE
 from pytorch_quantizer.quantization.qtypes import BiasQuantizer, IntQuantizer, Quantizer
 
+GRIDS = ("lsq_plus", "lsq", "fixed")
 WITHIN = 0.49  # of a step: how far from its code a weight starts, at most, so that rounding gives the code back
 
 
+def check_grids(grids: str, *, norms: bool, prefix: str = "") -> None:
+    """Raise InputError unless ``grids`` is one of GRIDS and goes with norms or without; prefix: of the settings' names.
+
+    A norm ends in its layer's scales, which fixed leaves alone.
+    """
+    if grids not in GRIDS:
+        raise InputError(f"{prefix}grids must be one of {', '.join(GRIDS)}, got {grids!r}")
+    if grids == "fixed" and norms:
+        raise InputError(
+            f"{prefix}grids fixed can't keep norms, which are folded into weights' scales: set {prefix}norms to false"
+        )
+
+
 def make_trainable(
-    model: QuantizedModel, originals: fx.GraphModule | None = None, *, norms: bool = False
+    model: QuantizedModel, originals: fx.GraphModule | None = None, *, norms: bool = False, grids: str = "lsq_plus"
 ) -> fx.GraphModule:
     """A copy of a simulated model that computes the same, and in which parameters that require gradients are to learn.
 
     Scales of activations on uniform grids, zero points that aren't 0 by nature, weights' scales and biases learn.
     originals: the folded float network: weights on uniform grids learn too, from where they were before rounding.
-    norms: each layer that a batch norm was folded into gets one again, which begins as the identity. Other number types
-    pass gradients straight through. ``write_back`` puts what was learned into a QuantizedModel.
+    norms: each layer that a batch norm was folded into gets one again, which begins as the identity. grids: lsq keeps
+    zero points; fixed keeps scales, too, and gradients of what lies on a grid's range pass straight through. Other
+    number types pass all gradients. ``write_back`` puts what was learned into a QuantizedModel. Raises InputError as
+    ``check_grids``.
     """
+    check_grids(grids, norms=norms)
     learned = fx.GraphModule(deepcopy(model), copy_of(model.graph))
     for parameter in learned.parameters():
         parameter.requires_grad_(False)
@@ -51,9 +69,12 @@ def make_trainable(
     for node in learned.graph.nodes:
         quantizer = module_of(learned, node)
         if isinstance(quantizer, IntQuantizer) and obstacle(quantizer) is None:
-            _replace(learned, node, LearnedStep(quantizer, zero_point=quantizer.domain.support != "rectified"))
+            offset = grids == "lsq_plus" and quantizer.domain.support != "rectified"
+            _replace(learned, node, LearnedStep(quantizer, zero_point=offset))
         elif isinstance(quantizer, Quantizer):
             _replace(learned, node, StraightThrough(quantizer))
+    if grids == "fixed":
+        _freeze_scales(learned)
     _let_biases_follow(learned, model)
     return learned.eval()
 
@@ -229,6 +250,14 @@ class LearnedLayer(nn.Module):
 def _replace(graph: fx.GraphModule, node: fx.Node, module: nn.Module) -> None:
     path, _, name = str(node.target).rpartition(".")
     setattr(graph.get_submodule(path), name, module)
+
+
+def _freeze_scales(learned: fx.GraphModule) -> None:
+    """Let neither activations' scales nor weights' learn."""
+    for module in learned.modules():
+        scale = module.growth if isinstance(module, LearnedStep) else getattr(module, "log_gain", None)
+        if isinstance(scale, nn.Parameter):
+            scale.requires_grad_(False)
 
 
 def _let_biases_follow(learned: fx.GraphModule, model: QuantizedModel) -> None:

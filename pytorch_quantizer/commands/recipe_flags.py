@@ -25,7 +25,7 @@ def add_recipe_flags(parser: jsonargparse.ArgumentParser) -> None:
 
 def recipe_from(flags: dict[str, Any]) -> Recipe:
     """The recipe with the fields that were given as flags; its name says which of them differ from the recipe's."""
-    recipe = load_recipe(flags["recipe"])
+    recipe = Recipe.load(flags["recipe"])
     given = {field.name: flags[field.name] for field in fields(Recipe) if field.name in flags}
     if given.get("seed") is None:
         given.pop("seed", None)  # not given: the recipe's own
@@ -33,17 +33,6 @@ def recipe_from(flags: dict[str, Any]) -> Recipe:
     parts = [f"{name.replace('_', '-')}-{str(value).lower()}" for name, value in changed.items() if name != "seed"]
     name = Path(flags["recipe"]).stem if recipe.name == Recipe.name else recipe.name  # a file that gives itself none
     return recipe.replace(**changed, name="_".join([name, *parts]))
-
-
-def load_recipe(name: str) -> Recipe:
-    """Recipe.load, whose InputError says of a shipped recipe's former name how it is called now."""
-    try:
-        return Recipe.load(name)
-    except InputError as error:
-        renamed = name.replace("gptq", "second_order")
-        if renamed == name or renamed not in list_recipes():
-            raise
-        raise InputError(f"no recipe named {name!r}: it is called {renamed} now") from error
 
 
 def refuse_recipe(flags: dict[str, Any]) -> None:

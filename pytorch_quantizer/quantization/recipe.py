@@ -24,11 +24,13 @@ from pytorch_quantizer.quantization.dynamic_fields import DYNAMIC, DYNAMIC_LAYER
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
 from pytorch_quantizer.quantization.reconstruction_fields import LEARNED, RECONSTRUCTIONS, check_reconstruction
 from pytorch_quantizer.quantization.tuning_fields import check_tuning
+from pytorch_quantizer.settings_text import dump_settings, load_settings
 
 NUMBER_TYPE_NAMES = "int1 … int16, " + ", ".join(
     name if entry.fixed_bits else f"{name}BITS" for name, entry in NUMBER_TYPES.items() if name != "int"
 )
 CLIPPING_USAGE = ", ".join(map(usage, CLIPPINGS))
+RENAMED = {f"{bits}_gptq": f"{bits}_second_order" for bits in ("w4a4", "w3a3", "w2a4")}  # shipped recipes, once
 OUTPUT_MSE = "output_mse"  # weights' range by the error of the layer's outputs (quantization/output_error.py)
 GRANULARITIES = ("per_tensor", "per_channel")
 OPEN = "default: 8 bits, or as the others where they are wider"
@@ -243,6 +245,8 @@ class Recipe:
         if path.suffix in (".yaml", ".yml") or path.is_file():
             return cls.from_yaml(_read(path), source=str(path))
         shipped = resources.files("pytorch_quantizer") / "recipes" / f"{name_or_path}.yaml"
+        if str(name_or_path) in RENAMED:
+            raise InputError(f"no recipe named {str(name_or_path)!r}: it is called {RENAMED[str(name_or_path)]} now")
         if not shipped.is_file():
             close = difflib.get_close_matches(str(name_or_path), list_recipes(), n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
@@ -252,9 +256,9 @@ class Recipe:
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "recipe") -> Recipe:
-        """Parse YAML; fields that are absent keep their defaults. Raises InputError that names ``source``."""
+        """Parse YAML or JSON; fields that are absent keep their defaults. Raises InputError that names ``source``."""
         try:
-            values = yaml.safe_load(text) or {}
+            values = load_settings(text) or {}
         except yaml.YAMLError as error:
             raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
@@ -272,7 +276,7 @@ class Recipe:
         """Every field, as YAML that ``from_yaml`` reads back equal."""
         values: dict[str, Any] = asdict(self)
         values["overrides"] = [{k: v for k, v in entry.items() if v is not None} for entry in values["overrides"]]
-        return yaml.safe_dump(values, sort_keys=False)
+        return dump_settings(values)
 
     def save(self, path: str | Path) -> None:
         """Write the YAML file, whole or not at all."""

@@ -5,10 +5,14 @@ How it is carried out lives in session.py.
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pytorch_quantizer.calibration.trainable import check_grids
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.training.kinds import check_kinds
 
 LEARNING_RATE, QAT_LEARNING_RATE = 0.1, 0.01
 KEPT = ("last", "best")
+LOWEST = {"epochs": 1, "batch_size": 1, "image_size": 1, "workers": 0, "threads": 1}
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,7 @@ class Augmentation:
     flip: bool = False
 
     def __post_init__(self) -> None:
+        check_kinds(self, "augmentation.")
         if min(self.shift, self.rotation) < 0 or not 0 <= self.scaling < 1:
             raise InputError(f"augmentation needs shift, rotation >= 0 and scaling in [0, 1), got {self}")
 
@@ -44,6 +49,9 @@ class Qat:
         distillation: share of the loss that comes from the float network's outputs, the rest from the labels.
         temperature: what logits are divided by for it.
         calibration_images: training images that the ranges to begin with are chosen from.
+        grids: which estimator of gradients: lsq_plus learns scales, and the zero points of activations that a ReLU
+            doesn't give (LSQ, Esser et al. 2020; LSQ+, Bhalgat et al. 2020); lsq learns scales alone; fixed leaves all
+            grids as calibrated, and gradients go straight through rounding (Bengio et al. 2013). It needs norms off.
 
     """
 
@@ -52,8 +60,11 @@ class Qat:
     distillation: float = 1.0
     temperature: float = 4.0
     calibration_images: int = 1024
+    grids: str = "lsq_plus"
 
     def __post_init__(self) -> None:
+        check_kinds(self, "qat.")
+        check_grids(self.grids, norms=self.norms, prefix="qat.")
         for name in ("grid_rate", "temperature", "calibration_images"):
             if not getattr(self, name) > 0:
                 raise InputError(f"qat.{name} must be positive, got {getattr(self, name)}")
@@ -133,11 +144,14 @@ class TrainingConfig:
     threads: int | None = None
 
     def __post_init__(self) -> None:
+        check_kinds(self)
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", LEARNING_RATE if self.recipe is None else QAT_LEARNING_RATE)
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, lowest in LOWEST.items():
+            if getattr(self, name) is not None and getattr(self, name) < lowest:
+                raise InputError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if self.threads is not None and self.threads > MOST_THREADS:
+            raise InputError(f"threads must be at most {MOST_THREADS}, got {self.threads}")
         if not 0 <= self.seed < 2**63:
             raise InputError(f"seed must lie in [0, 2^63), got {self.seed}")
         if not rate_of(self) > 0:
@@ -149,8 +163,9 @@ class TrainingConfig:
         for name in ("momentum", "label_smoothing", "validation_fraction", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
-        if min(self.weight_decay, self.warmup_epochs) < 0:
-            raise InputError(f"weight_decay and warmup_epochs can't be negative, got {self}")
+        for name in ("weight_decay", "warmup_epochs"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} can't be negative, got {getattr(self, name)}")
         if weights_path(self).suffix != ".safetensors":
             raise InputError(f"output must end in .safetensors, got {self.output}")
 

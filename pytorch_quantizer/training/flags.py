@@ -5,14 +5,19 @@ What the settings mean is config.py's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import jsonargparse
 import yaml
 
 from pytorch_quantizer.command_line import HelpFormatter
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.flag_parser import Parser
-from pytorch_quantizer.training.config import TrainingConfig
+from pytorch_quantizer.settings_text import load_settings
+from pytorch_quantizer.training.config import Augmentation, Qat, TrainingConfig
+
+GROUPS = {"augmentation": Augmentation, "qat": Qat}
 
 
 def parse_training(arguments: Sequence[str], description: str | None = None) -> TrainingConfig:
@@ -40,13 +45,30 @@ def _parsing(description: str | None) -> dict[str, Any]:
         "exit_on_error": False,
         "allow_abbrev": False,
         "formatter_class": HelpFormatter,
-        "parser_class": Parser,
+        "parser_class": _TrainingParser,
     }
+
+
+class _TrainingParser(Parser):
+    """Refuses what jsonargparse would let through as far as a traceback."""
+
+    def parse_args(self, args: Any = None, *rest: Any, **options: Any) -> Any:
+        """Raises InputError for a file that isn't text and for a group of settings that is no mapping."""
+        try:
+            parsed = super().parse_args(args, *rest, **options)
+        except UnicodeDecodeError as error:
+            given = " ".join(args or ())
+            raise InputError(f"a config file must be UTF-8 text, YAML or JSON; given was {given}") from error
+        for name, group in GROUPS.items():
+            if not isinstance(parsed.get(name), jsonargparse.Namespace):
+                known = ", ".join(entry.name for entry in fields(group))
+                raise InputError(f"{name} must be a mapping that may hold {known}; got {parsed.get(name)!r}")
+        return parsed
 
 
 def load_commented_yaml(text: str) -> Any:
     """Read YAML (or JSON) and leave out keys that start with '_', at any depth."""
-    return _without_comments(yaml.safe_load(text))
+    return _without_comments(load_settings(text))
 
 
 def _underscored(argument: str) -> str:

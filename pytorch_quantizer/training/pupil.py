@@ -128,7 +128,7 @@ def _quantized_parts(config: TrainingConfig, model: nn.Module, training: Dataset
     batches = calibration_loader(training, qat.calibration_images, batch_size=config.batch_size, seed=config.seed)
     recipe = Recipe.load(config.recipe)
     calibration = [images.to(device) for images, _ in batches]
-    student = Student.from_model(model, recipe, calibration, norms=qat.norms, progress=progress)
+    student = Student.from_model(model, recipe, calibration, norms=qat.norms, grids=qat.grids, progress=progress)
 
     def loss(images: Tensor, labels: Tensor) -> Tensor:
         return student.loss(

@@ -97,8 +97,8 @@ def _require_best(session: Session) -> None:
     best = best_path(session.config)
     if session.history and session.validation is not None and not best.is_file():
         raise InputError(
-            f"{best} is not there, the best epoch so far of the interrupted run that {state_path(session.config)} is "
-            "of: put it back to go on with it, or --resume false to begin anew"
+            f"{best}, the best epoch so far of the interrupted run that {state_path(session.config)} is of, is gone: "
+            "put it back to go on with that run, or --resume false to begin anew"
         )
 
 

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from networks import images, network
+from networks import images, network, sequence
 from torch import nn
 
 import pytorch_quantizer as pq
@@ -13,6 +13,7 @@ from pytorch_quantizer.errors import InputError
 
 RECIPE = pq.Recipe(weights="int2", activations="int2", weight_narrow=False)
 BATCHES = [(images(32, 3, 8, 8, seed=seed), torch.arange(32) % 5) for seed in range(4)]
+WEIGHTS = ("conv1.weight", "conv2.weight", "linear.weight")
 UNSEEN = images(64, 3, 8, 8, seed=99)
 
 
@@ -39,9 +40,9 @@ def net():
     return made.eval()
 
 
-def learn(student, steps=40, **settings):
+def learn(student, steps=40, grid_rate=0.005, **settings):
     given = {"distillation": 1.0, "temperature": 2.0} | settings
-    optimizer = torch.optim.Adam(student.groups(0.02, 0.005), eps=1e-12)
+    optimizer = torch.optim.Adam(student.groups(0.02, grid_rate), eps=1e-12)
     student.train_mode()
     for step in range(steps):
         loss = student.loss(*BATCHES[step % len(BATCHES)], **given)
@@ -90,6 +91,70 @@ class TestStudent:
         student.hardened()
         for before, part in ((start, student.start), (teacher, student.teacher), (float_before, model)):
             assert all(torch.equal(before[name], tensor) for name, tensor in part.state_dict().items())
+
+
+class TestGrids:
+    """What of the grids a finished network shares, to the bit, with what calibration gave."""
+
+    ALL_LEARN = RECIPE.replace(weights="int3", activations="int4", activation_symmetric=False, first="int3")
+
+    def learned(self, grids, norms=False, **fields):
+        """(buffers before, buffers after, the finished network), all weights having moved."""
+        recipe = self.ALL_LEARN.replace(**fields)
+        student = Student.from_model(net(), recipe, BATCHES, norms=norms, grids=grids, progress=False)
+        learn(student, grid_rate=0.2)
+        before, after = student.start, student.hardened()
+        moved = [not torch.equal(before.get_parameter(name), after.get_parameter(name)) for name in WEIGHTS]
+        assert all(moved)
+        return dict(before.named_buffers()), dict(after.named_buffers()), after
+
+    def differing(self, before, after, ending):
+        names = [name for name in before if name.endswith(ending)]
+        assert len(names) >= 6
+        return [name for name in names if not torch.equal(before[name], after[name])]
+
+    @pytest.mark.parametrize(
+        "fields",
+        [
+            {},
+            {"activations": "int6", "first": "int6"},  # where moving scales off ties again would move one
+            {"deployable": False},
+            {"deployable": False, "weight_symmetric": False},
+        ],
+    )
+    def test_fixed_ones_stay_as_calibrated_while_weights_move(self, fields):
+        before, after, model = self.learned("fixed", **fields)
+        assert self.differing(before, after, "scale") == []
+        assert self.differing(before, after, "zero_point") == []
+        assert "grids are as calibrated" in model.notes[-1]
+
+    @pytest.mark.parametrize("norms", [True, False])
+    def test_lsq_moves_scales_alone(self, norms):
+        before, after, model = self.learned("lsq", norms=norms)
+        scales = self.differing(before, after, "scale")
+        assert {"conv1", "quantizers"} <= {name.split(".")[0] for name in scales}
+        assert self.differing(before, after, "zero_point") == []
+        assert "activations' scales" in model.notes[-1]
+
+    def test_lsq_plus_moves_zero_points_too_and_is_what_is_done_unless_asked(self):
+        before, after, model = self.learned("lsq_plus")
+        assert self.differing(before, after, "scale")
+        assert self.differing(before, after, "zero_point")
+        student = Student.from_model(net(), self.ALL_LEARN, BATCHES, progress=False)
+        learn(student, grid_rate=0.2)
+        assert all(torch.equal(tensor, after[name]) for name, tensor in student.hardened().named_buffers())
+        assert student.hardened().notes == model.notes
+
+    def test_a_network_without_biases_has_weights_alone_to_learn(self):
+        bare = sequence(nn.Conv2d(3, 8, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(288, 5, bias=False))
+        student = Student.from_model(bare, self.ALL_LEARN, BATCHES, grids="fixed", progress=False)
+        learn(student)
+        for name in ("body.0.weight", "body.3.weight"):
+            assert not torch.equal(student.start.get_parameter(name), student.hardened().get_parameter(name))
+
+    def test_what_is_none_is_said_before_anything_is_quantized(self):
+        with pytest.raises(InputError, match="grids must be one of"):
+            Student.from_model(None, RECIPE, [], grids="ste")
 
 
 def test_an_average_can_be_hardened_instead():

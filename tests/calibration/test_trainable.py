@@ -9,6 +9,7 @@ from torch import nn
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.calibration.trainable import LearnedLayer, batch_norms, make_trainable, write_back
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
 from pytorch_quantizer.graph.fold import fold
 
@@ -128,6 +129,35 @@ class TestWhatLearns:
         learned = make_trainable(quantized()[0])
         assert learned.get_submodule("quantizers.relu").offset is None
         assert learned.get_submodule("quantizers.x").offset is not None
+
+    @pytest.mark.parametrize(
+        ("grids", "learning"),
+        [
+            ("lsq_plus", {"log_gain", "latent", "bias", "growth", "offset"}),
+            ("lsq", {"log_gain", "latent", "bias", "growth"}),
+            ("fixed", {"latent", "bias"}),
+        ],
+    )
+    def test_of_grids_what_is_asked(self, grids, learning):
+        learned = make_trainable(*quantized(), grids=grids)
+        named = learned.named_parameters()
+        assert {name.rpartition(".")[2] for name, parameter in named if parameter.requires_grad} == learning
+
+    def test_gradients_of_fixed_grids_go_straight_through_within_the_range(self):
+        learned = make_trainable(*quantized(activation_symmetric=False), grids="fixed")
+        step = learned.get_submodule("quantizers.x")
+        scale, zero_point = (float(part) for part in step.grid())
+        codes = torch.tensor([step.qmin - 3.0, step.qmin + 0.3, step.qmax - 0.3, step.qmax + 3.0])
+        x = ((codes - zero_point) * scale).requires_grad_()
+        step(x).backward(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+        assert x.grad.tolist() == [0, 2, 3, 0]
+
+    def test_of_grids_what_is_none(self):
+        model, graph = quantized()
+        with pytest.raises(InputError, match="grids must be one of lsq_plus, lsq, fixed, got 'learned'"):
+            make_trainable(model, graph, grids="learned")
+        with pytest.raises(InputError, match=r"grids fixed can't keep norms, .*: set norms to false"):
+            make_trainable(model, graph, grids="fixed", norms=True)
 
     def test_the_model_itself_is_untouched_until_it_is_written_to(self):
         model, graph = quantized()

@@ -1,6 +1,7 @@
 """pq train: flags over config over defaults; a user's mistake is one line on stderr and exit code 2."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import pytorch_quantizer as pq
 from pytorch_quantizer.command_line import run
 from pytorch_quantizer.commands import train as command
 from pytorch_quantizer.models import bundled_checkpoint
-from pytorch_quantizer.training import Augmentation, TrainingConfig
+from pytorch_quantizer.training import Augmentation, Qat, TrainingConfig
 from pytorch_quantizer.training.config import weights_path
 
 CONFIGS = Path(__file__).parents[2] / "scripts" / "configs"
@@ -40,6 +41,18 @@ class TestSettings:
         file.write_text(json.dumps({"_comment": "why", "epochs": 7, "augmentation": {"_comment": "x", "flip": True}}))
         config = command.parse(["--config", str(file)])
         assert config == TrainingConfig(epochs=7, augmentation=Augmentation(flip=True))
+
+    def test_json_indented_by_tabs(self, tmp_path):
+        file = tmp_path / "config.json"
+        file.write_text(
+            '{\n\t"_comment": "why",\n\t"epochs": 7,\n\t"augmentation": {\n\t\t"_x": [1],\n\t\t"shift": 2\n\t}\n}\n'
+        )
+        assert command.parse(["--config", str(file)]) == TrainingConfig(epochs=7, augmentation=Augmentation(shift=2))
+
+    def test_numbers_as_yaml_1_2_writes_them(self, tmp_path):
+        (tmp_path / "config.yaml").write_text("learning_rate: 1e-2\nweight_decay: 5E-4\nqat: {grid_rate: 1.5e0}\n")
+        config = command.parse(["--config", str(tmp_path / "config.yaml")])
+        assert config == TrainingConfig(learning_rate=0.01, weight_decay=5e-4, qat=Qat(grid_rate=1.5))
 
     def test_the_shipped_configs_are_read(self):
         configs = sorted(path for path in CONFIGS.glob("*") if not path.name.startswith("sweep"))
@@ -75,6 +88,11 @@ class TestMistakes:
             (["--ema", "1"], "ema must lie in [0, 1), got 1.0"),
             (["--qat.temperature", "0"], "qat.temperature must be positive"),
             (["--dataset", "imagenet", "--download", "true"], "imagenet can't be downloaded"),
+            (["--threads", "-3"], "threads must be at least 1, got -3"),
+            (["--warmup-epochs", ".inf"], "warmup_epochs must be a finite number, got inf"),
+            (["--qat.grids", "learned"], "qat.grids must be one of lsq_plus, lsq, fixed, got 'learned'"),
+            (["--qat.grids", "fixed"], "qat.grids fixed can't keep norms"),
+            (["--config", sys.executable], f"must be UTF-8 text, YAML or JSON; given was --config {sys.executable}"),
         ],
     )
     def test_one_line_and_exit_code_2(self, tmp_path, monkeypatch, capsys, arguments, said):
@@ -85,6 +103,27 @@ class TestMistakes:
         assert output.err.count("\n") == 1
         assert output.err.startswith("pq train: error: ")
         assert said in output.err
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("augmentation: 5", "augmentation must be a mapping that may hold shift, rotation, scaling, flip; got 5"),
+            ("augmentation:", "augmentation must be a mapping that may hold shift, rotation, scaling, flip; got None"),
+            ("qat: [1]", "qat must be a mapping that may hold grid_rate, "),
+            ("epochs: null", "epochs must be a whole number, got None"),
+            ("keep: null", "keep must be text, got None"),
+            ("bfloat16: null", "bfloat16 must be true or false, got None"),
+            ("qat: {grid_rate: null}", "qat.grid_rate must be a finite number, got None"),
+            ("seed: 2024-13-01", "month must be in 1..12"),
+        ],
+    )
+    def test_a_file_with_values_of_another_kind(self, tmp_path, monkeypatch, capsys, text, said):
+        monkeypatch.setattr(command, "train", lambda config: pytest.fail("trained"))
+        (tmp_path / "config.yaml").write_text(text)
+        assert exit_code(["--config", str(tmp_path / "config.yaml")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert said in error
 
     def test_unknown_settings_in_a_file(self, tmp_path, capsys):
         (tmp_path / "config.yaml").write_text("epoches: 3\n")

@@ -167,6 +167,19 @@ class TestYaml:
         assert Recipe.from_yaml("weights: int4") == Recipe(weights="int4")
         assert Recipe.from_yaml("") == Recipe()
 
+    def test_numbers_need_no_dot_before_their_exponent(self):
+        assert Recipe.from_yaml("tuning_rate: 5e-3").tuning_rate == 5e-3
+        assert Recipe.from_yaml("{tuning_rate: 5E-3, rounding_damping: 1.5e-2}").rounding_damping == 0.015
+
+    @pytest.mark.parametrize("name", ["1e5", "4E2", "1.5e3", "0x1f", "true", "5"])
+    def test_a_name_that_looks_like_a_number_stays_text(self, name):
+        recipe = Recipe(name=name, overrides=[{"layers": name, "weights": "int4"}])
+        assert Recipe.from_yaml(recipe.to_yaml()) == recipe
+
+    def test_json_indented_by_tabs(self, tmp_path):
+        (tmp_path / "recipe.json").write_text('{\n\t"weights": "int4",\n\t"tuning_rate": 5e-3\n}\n')
+        assert Recipe.load(tmp_path / "recipe.json") == Recipe(weights="int4", tuning_rate=5e-3)
+
     def test_without_a_suffix(self, tmp_path):
         (tmp_path / "mine").write_text("name: mine\n")
         assert Recipe.load(tmp_path / "mine").name == "mine"
@@ -334,7 +347,12 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("- a\n- b", "must hold a mapping of recipe fields, got list"), ("a: [1", "is not YAML"), ("7", "got int")],
+        [
+            ("- a\n- b", "must hold a mapping of recipe fields, got list"),
+            ("a: [1", "is not YAML"),
+            ("7", "got int"),
+            ("seed: 2024-13-01", "is not YAML: month must be in 1..12"),
+        ],
     )
     def test_not_a_recipe(self, text, message):
         with pytest.raises(InputError, match=message):

@@ -194,6 +194,28 @@ class TestBest:
         assert written == best == files(second)[1]
         assert files(second)[0] != best
 
+    @pytest.mark.parametrize("keep", ["last", "best"])
+    def test_a_run_whose_best_is_gone_does_not_go_on(self, folder, monkeypatch, keep):
+        config = config_of(folder, "parts", keep=keep)
+        broken(monkeypatch, config, 8)
+        best = config.output.with_suffix(".best.safetensors")
+        kept = best.read_bytes()
+        best.unlink()
+        with monkeypatch.context() as patch:
+            patch.setattr(session, "train_epoch", lambda _: pytest.fail("trained"))
+            with pytest.raises(InputError, match=r"parts\.best\.safetensors, .* is gone: put it back .*--resume false"):
+                train(config, progress=False)
+        best.write_bytes(kept)
+        train(config, progress=False)
+        whole = config_of(folder, "whole", keep=keep)
+        train(whole, progress=False)
+        assert files(config) == files(whole)
+
+    def test_without_validation_images_there_is_none_to_miss(self, folder, monkeypatch):
+        config = config_of(folder, "parts", validation_fraction=0.0)
+        broken(monkeypatch, config, 10)
+        assert len(train(config, progress=False)["epochs"]) == 3
+
     def test_without_validation_images_there_is_none_to_keep(self, folder):
         with pytest.raises(InputError, match="keep best needs validation images"):
             config_of(folder, "best", keep="best", validation_fraction=0.0)
@@ -211,6 +233,19 @@ class TestQuantized:
     def test_it_begins_with_a_trained_network(self, folder):
         with pytest.raises(InputError, match="begins with a trained network: give --checkpoint FILE"):
             train(config_of(folder, "x", recipe="w2a2_qat", checkpoint=None), progress=False)
+
+    def test_fixed_grids_are_those_of_calibration(self, folder):
+        """Written weights, batch norms folded and steps of activations, after an average as well."""
+        settings = SETTINGS["quantized"] | {"qat": Qat(calibration_images=16, norms=False, grids="fixed")}
+        config = config_of(folder, "fixed", epochs=1, **settings | {"learning_rate": 0.5})
+        train(config, progress=False)
+        barely = config_of(folder, "barely", epochs=1, **settings | {"learning_rate": 1e-12})
+        train(barely, progress=False)
+        learned, begun = (dict(pq.load(each.output).named_buffers()) for each in (config, barely))
+        grids = [name for name in begun if name.endswith(("scale", "zero_point"))]
+        assert len(grids) > 40
+        assert all(torch.equal(learned[name], begun[name]) for name in grids)
+        assert config.output.read_bytes() != barely.output.read_bytes()
 
     def test_bfloat16_learns_too(self, folder):
         config = config_of(folder, "bfloat16", epochs=1, bfloat16=True, **SETTINGS["quantized"])

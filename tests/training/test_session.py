@@ -90,8 +90,8 @@ class TestImageSize:
         assert sizes == {size}
 
     def test_none_at_all(self, small):
-        with pytest.raises(InputError, match="resize must be at least 1 pixel, got 0"):
-            train(config_of(small, image_size=0), progress=False)
+        with pytest.raises(InputError, match="image_size must be at least 1, got 0"):
+            config_of(small, image_size=0)
 
 
 class TestMistakes:
@@ -122,16 +122,27 @@ class TestMistakes:
             ({"seed": -1}, "seed must lie in"),
             ({"seed": 10**30}, "seed must lie in"),
             ({"learning_rate": 0.0}, "learning_rate must be positive"),
-            ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+            ({"threads": 0}, "threads must be at least 1, got 0"),
+            ({"threads": -3}, "threads must be at least 1, got -3"),
+            ({"threads": 2**40}, "threads must be at most 1024, got"),
+            ({"workers": -1}, "workers must be at least 0, got -1"),
             ({"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
             ({"validation_fraction": 1.0}, "validation_fraction must lie"),
-            ({"weight_decay": -1.0}, "can't be negative"),
+            ({"weight_decay": -1.0}, "weight_decay can't be negative, got -1.0"),
+            ({"warmup_epochs": -1}, "warmup_epochs can't be negative, got -1"),
             ({"output": Path("model.pth")}, r"output must end in \.safetensors, got model\.pth"),
         ],
     )
     def test_impossible_settings(self, settings, said):
         with pytest.raises(InputError, match=said):
             TrainingConfig(**settings)
+
+    def test_a_share_of_images_that_is_none_leaves_no_best_epoch(self, small, monkeypatch):
+        monkeypatch.setattr("pytorch_quantizer.training.session._run_epochs", lambda *_: pytest.fail("trained"))
+        with pytest.raises(
+            InputError, match=r"keep best needs .* validation_fraction 0\.001 of cifar10 is none: raise it"
+        ):
+            train(config_of(small, keep="best", validation_fraction=0.001), progress=False)
 
 
 class TestParts:

@@ -1,0 +1,48 @@
+"""Text of settings that a person writes, YAML or JSON, as plain values, and such values as YAML that reads back equal.
+What settings there are is the business of who asks.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import yaml
+
+FLOAT = "tag:yaml.org,2002:float"
+EXPONENT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")  # a number of YAML 1.2 and of JSON
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1, but 5e-3 and 1.5e3 are numbers; there they would be text."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes the text that _Loader would read as a number."""
+
+
+for _side in (_Loader, _Dumper):
+    _side.add_implicit_resolver(FLOAT, EXPONENT, list("-+.0123456789"))
+
+
+def load_settings(text: str) -> Any:
+    """What a text says: JSON where it is an object or a list in JSON, which may be indented by tabs, else YAML.
+
+    Raises yaml.YAMLError where it is neither.
+    """
+    text = text.removeprefix("\ufeff")
+    if text.lstrip().startswith(("{", "[")):
+        try:
+            return json.loads(text)
+        except ValueError:
+            pass  # YAML's flow style begins so, too
+    try:
+        return yaml.load(text, _Loader)
+    except ValueError as error:  # of a date that is none, say
+        raise yaml.YAMLError(str(error)) from error
+
+
+def dump_settings(values: Any) -> str:
+    """Plain values as YAML, mappings in their own order."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
