@@ -31,7 +31,9 @@ STEPS = 4  # of the iteration that matches a tensor's moments
 
 @dataclass(frozen=True)
 class Step:
-    """One correction that a recipe asks for. name: its field. mends_means: what error is left then has no mean."""
+    """One correction that a recipe asks for. name: its field. mends_means: what error is left then has no mean;
+    not so of batch norms, many of which stay as they are.
+    """
 
     name: str
     carry_out: Callable[..., list[Correction]]
@@ -48,7 +50,7 @@ def list_corrections(recipe: Recipe) -> list[Step]:
         means = recipe.weight_correction in ("mean", "both")
         steps.append(Step("weight_correction", correct_weights, recipe.deployable, means and not recipe.deployable))
     if recipe.batch_norm_reestimation:
-        steps.append(Step("batch_norm_reestimation", reestimate_batch_norms, True, True))
+        steps.append(Step("batch_norm_reestimation", reestimate_batch_norms, True, False))
     if recipe.activation_correction != "none":
         means = recipe.activation_correction in ("mean", "both")
         empirical = recipe.correction_source == "empirical"
