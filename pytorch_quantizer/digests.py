@@ -23,6 +23,11 @@ def tensors_digest(tensors: Mapping[str, Tensor], about: str = "") -> str:
     return digest.hexdigest()
 
 
+def digest_tensor(tensors: Mapping[str, Tensor], about: str) -> Tensor:
+    """``tensors_digest`` as uint8 [32], to lie beside them in a file."""
+    return torch.tensor([*bytes.fromhex(tensors_digest(tensors, about))], dtype=torch.uint8)
+
+
 def file_digest(path: str | Path) -> str:
     """SHA-256 over a file, 64 hexadecimal digits. Raises InputError for one that can't be read."""
     digest = hashlib.sha256()

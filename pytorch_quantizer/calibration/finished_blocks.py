@@ -18,7 +18,7 @@ from torch import Tensor
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.calibration.activation_cache import Rows
 from pytorch_quantizer.calibration.calibrate import device_of
-from pytorch_quantizer.digests import tensors_digest
+from pytorch_quantizer.digests import digest_tensor, tensors_digest
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
@@ -73,9 +73,7 @@ class FinishedBlocks:
         write_atomically(self._path(index), save({**held, DIGEST: self._digest(index, held)}))
 
     def _digest(self, index: int, state: dict[str, Tensor]) -> Tensor:
-        """uint8 [32]."""
-        text = tensors_digest(state, f"block {index} of {self._identity}\n")
-        return torch.tensor([*bytes.fromhex(text)], dtype=torch.uint8)
+        return digest_tensor(state, f"block {index} of {self._identity}\n")
 
     def _path(self, index: int) -> Path:
         return self.folder / f"block-{index:04d}.safetensors"

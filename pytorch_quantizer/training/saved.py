@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pytorch_quantizer.atomic import atomic_path
 from pytorch_quantizer.data import ImageDataset
 from pytorch_quantizer.data.digest import images_digest
-from pytorch_quantizer.digests import file_digest, tensors_digest
+from pytorch_quantizer.digests import digest_tensor, file_digest
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.export.checkpoint import load, save
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -76,7 +76,7 @@ def save_state(
         "rates": [group["lr"] for group in optimizer["param_groups"]],
     }
     text = json.dumps(said)
-    tensors[DIGEST] = _digest(tensors, text)
+    tensors[DIGEST] = digest_tensor(tensors, text)
     _write(state_path(config), tensors, {"state": text})
 
 
@@ -167,15 +167,10 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         with safe_open(path, framework="pt") as file:
             text = (file.metadata() or {})["state"]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
-        if not torch.equal(tensors.pop(DIGEST), _digest(tensors, text)):
+        if not torch.equal(tensors.pop(DIGEST), digest_tensor(tensors, text)):
             raise ValueError("it is damaged")
         return json.loads(text), tensors
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(
             f"{path} can't be read as the state of an interrupted run ({first_line(error)}): remove it to begin anew"
         ) from error
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> Tensor:
-    """uint8 [32]."""
-    return torch.tensor([*bytes.fromhex(tensors_digest(tensors, text))], dtype=torch.uint8)
