@@ -61,11 +61,12 @@ def quantize(
     [N, …] or a tuple or list that begins with one; a tensor by itself is one batch; may be None where the recipe
     quantizes weights alone, or takes ranges from each batch. statistics_file: what calibration saw of the activations,
     read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
-    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that reconstruction, tuning
-    and the corrections before them may take; unless given reconstruction takes half of what is free. resume: a folder
-    for the blocks that reconstruction finishes; with those of a run that was stopped, it goes on behind them and comes
-    to the same end, to the bit. ranks: of several processes (ranks.joined_ranks) that are all given all batches, and
-    share the work of measuring activations; each ends with the same model, to the bit.
+    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that all of this may take
+    beside what evaluating ``model`` does, where reconstruction or tuning is asked for; unless given reconstruction
+    takes half of what is free. resume: a folder for the blocks that reconstruction finishes; with those of a run that
+    was stopped, it goes on behind them and comes to the same end, to the bit. ranks: of several processes
+    (ranks.joined_ranks) that are all given all batches, and share the work of measuring activations; each ends with the
+    same model, to the bit.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)

@@ -86,6 +86,17 @@ class Rows:
             raise InputError(f"learning needs images of one size, got {other} behind {first}")
         self._append(rows)
 
+    def add(self, first: int, rows: Tensor) -> None:
+        """Add to the rows from ``first`` on, [n, *shape], that have been written, or write the next ones."""
+        if first == self.written:
+            self.append(rows)
+            return
+        sums = self._read(slice(first, first + len(rows))).add_(rows.to("cpu"))
+        if self._values is not None:
+            self._values[first : first + len(rows)] = sums
+        else:
+            self._write(sums, first)
+
     def read(self, rows: Tensor | slice) -> Tensor:
         """The rows at these indices, int64 [n], or of a slice: a new tensor [n, *shape] on the CPU."""
         found = self._read(rows)
@@ -116,7 +127,11 @@ class Rows:
         first, self.written = self.written, self.written + len(rows)
         if self._values is not None:
             self._values[first : self.written] = rows
-            return
+        else:
+            self._write(rows, first)
+
+    def _write(self, rows: Tensor, first: int) -> None:
+        """Write rows that lie as they are to into the file, from row ``first`` on."""
         assert self._file is not None
         try:
             _write(self._file, rows.contiguous(), first * self.row_bytes)

@@ -4,15 +4,13 @@ The measuring itself is calibrate.py's and covariance.py's.
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
+from pytorch_quantizer.calibration.activation_cache import ActivationCache
 from pytorch_quantizer.calibration.calibrate import (
     Observer,
     Statistics,
@@ -22,10 +20,11 @@ from pytorch_quantizer.calibration.calibrate import (
     statistics_key,
     wanted_statistics,
 )
+from pytorch_quantizer.calibration.correction_room import CorrectionRoom
 from pytorch_quantizer.calibration.corrections import list_corrections
-from pytorch_quantizer.calibration.covariance import InputMoments
+from pytorch_quantizer.calibration.covariance import InputMoments, MomentsByName, window_count
+from pytorch_quantizer.calibration.memory import UNLIMITED_MEMORY, MemoryLimit, moments_bytes
 from pytorch_quantizer.calibration.statistics_file import counted_images, known_statistics, save_statistics
-from pytorch_quantizer.environment import free_memory
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.operations import layer_nodes
 from pytorch_quantizer.graph.site import Site
@@ -33,13 +32,6 @@ from pytorch_quantizer.quantization.clipping import ANY_VALUES
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantization.statistics import UNLIMITED
 from pytorch_quantizer.ranks import ALONE, Ranks
-
-TENSORS_AT_ONCE = 6  # of the largest size, that correcting holds of each image: 4.1 (ResNet-18) to 5.0 (SqueezeNet)
-CORRECTION_BYTES = 8 * 2**30
-# Under max_memory the peak counts, what freed memory leaves unused included: of such tensors an image, measured with
-# ResNet-20, 11.2 (activations), 8.9 (batch norms), 8.3 (weights), 6.1 (rounding).
-PEAK_TENSORS, PEAK_OF_ROUNDING = 12, 7
-PEAK_BESIDE = 64 * 2**20
 
 
 def measure(
@@ -56,11 +48,11 @@ def measure(
     """Run what batches the recipe needs through the float graph. batches: as for calibrate.images_of; None: none.
 
     statistics_file: read instead of measuring activations where it is there already, else written. max_memory: bytes
-    that corrections may take with the images kept for them. ranks: as calibrate has them.
-    Raises InputError where images are needed and there are none, where corrections take more than max_memory, and as
+    that second moments, corrections and the images kept for them may take. ranks: as calibrate has them.
+    Raises InputError where images are needed and there are none, where max_memory is less than that takes, and as
     calibrate, load_statistics and save_statistics do.
     """
-    measured = Measured(graph, sites, recipe, max_memory)
+    measured = Measured(graph, sites, recipe, MemoryLimit(max_memory))
     known = known_statistics(statistics_file, graph, sites)
     if measured.needs_images(known is None):
         if batches is None:
@@ -98,19 +90,23 @@ def batch_extremes(sites: Iterable[Site], statistics: Statistics) -> dict[str, T
 class Measured:
     """What calibration saw. statistics: of activations, was_read: from a file, count: of how many images, if known.
 
-    images: kept for corrections. ``moments``: of what weights read.
+    images: kept for corrections. ``moments``: of what weights read. limit: what all of it is held to.
     """
 
     def __init__(
-        self, graph: fx.GraphModule, sites: tuple[Site, ...], recipe: Recipe, max_memory: int | None = None
+        self,
+        graph: fx.GraphModule,
+        sites: tuple[Site, ...],
+        recipe: Recipe,
+        limit: MemoryLimit = UNLIMITED_MEMORY,
     ) -> None:
         self.graph, self.recipe, self.images = graph, recipe, list[Tensor]()
-        self._max_memory = max_memory
+        self.limit = limit
         self.statistics: Statistics = {}
         self.count: int | None = 0
         self.was_read = False
         self.device = device_of(graph)
-        self._inputs = _inputs_by_weight(graph, sites)
+        self._inputs = _inputs_by_weight(graph, sites, None if limit.bytes is None else ActivationCache(0))
         self._activations = bool(wanted_statistics(sites))
         self.observers: dict[str, list[Observer]] = {}
         for node, inputs in self._inputs.values():
@@ -140,9 +136,10 @@ class Measured:
         where this one has no room for them.
         """
         wanted = self.recipe.correction_images if self._keeps_images else 0
-        room, kept = _Room(self.graph, self.device, self.recipe, self._max_memory), 0
+        room, kept = CorrectionRoom(self.graph, self.device, self.recipe, self.limit), 0
         for batch in batches:
             images = next(images_of([batch], self.device))
+            self._keep_moments_to_limit(len(images))
             self.count = (self.count or 0) + len(images)
             taken = images[: room.granted(kept, min(wanted - kept, len(images)))]
             if len(taken):
@@ -150,61 +147,36 @@ class Measured:
                 kept += len(taken)
             yield images
 
-    def moments(self) -> dict[str, Tensor]:
-        """By weight, the second moments of its layer's inputs; about their mean where corrections mend the mean."""
+    def moments(self) -> Mapping[str, Tensor]:
+        """By weight, the second moments of its layer's inputs; about their mean where corrections mend the mean.
+
+        Each is computed when it is asked for.
+        """
         centred = any(correction.mends_means for correction in list_corrections(self.recipe))
-        return {name: inputs.second_moments(centred=centred) for name, (_, inputs) in self._inputs.items()}
+        return MomentsByName({name: inputs for name, (_, inputs) in self._inputs.items()}, centred=centred)
+
+    def _keep_moments_to_limit(self, images: int) -> None:
+        """Hold the second moments that take most, of batches of so many images, to the limit."""
+        nodes = {node.name: node for node in self.graph.graph.nodes}
+        needs = []
+        for name, (read, inputs) in self._inputs.items():
+            rows = window_count(inputs.layer, nodes[read].meta["shape"], images)
+            needs.append((moments_bytes(self.graph, inputs.layer, rows), name))
+        if needs:
+            needed, name = max(needs)
+            self.limit.require(needed, f"choosing {name} by its outputs", "weight_clip mse takes less")
 
 
-class _Room:
-    """For how many images a correction may keep tensors, and for how many this machine could."""
+def _inputs_by_weight(
+    graph: fx.GraphModule, sites: tuple[Site, ...], cache: ActivationCache | None
+) -> dict[str, tuple[str, InputMoments]]:
+    """For each weight whose range its outputs choose: the node that its layer reads, and what sums that up.
 
-    def __init__(
-        self, graph: fx.GraphModule, device: torch.device, recipe: Recipe, max_memory: int | None = None
-    ) -> None:
-        self.wanted, self.max_memory = recipe.correction_images, max_memory
-        walks = any(step.needs_images and step.name != "weight_rounding" for step in list_corrections(recipe))
-        shapes = [node.meta.get("shape") or () for node in graph.graph.nodes]
-        largest = max(math.prod(shape[1:]) for shape in shapes)
-        self.image_bytes = TENSORS_AT_ONCE * largest * torch.float32.itemsize
-        self.peak_bytes = (PEAK_TENSORS if walks else PEAK_OF_ROUNDING) * largest * torch.float32.itemsize
-        self.most = max(1, CORRECTION_BYTES // self.image_bytes)
-        self.free = free_memory(device)
-        self._has_warned = False
-
-    def granted(self, kept: int, more: int) -> int:
-        """How many more images may be kept. Raises InputError where they find no room."""
-        given = min(more, self.most - kept)
-        if given < more and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(f"correction_images: {self.most} are used, which take 8 GiB of memory", stacklevel=4)
-        self._keep_to_limit(kept + given)
-        needed = (kept + given) * self.image_bytes
-        if needed > self.free:
-            raise InputError(
-                f"correcting on {kept + given} images takes about {needed / 2**30:.1f} GiB and {self.free / 2**30:.1f} "
-                f"are free: set correction_images to {self.free // self.image_bytes} or fewer"
-            )
-        return given
-
-    def _keep_to_limit(self, images: int) -> None:
-        if self.max_memory is None or not images or PEAK_BESIDE + images * self.peak_bytes <= self.max_memory:
-            return
-        wanted = min(self.wanted, self.most)
-        least = -(-(PEAK_BESIDE + wanted * self.peak_bytes) // 2**20)
-        fitting = (self.max_memory - PEAK_BESIDE) // self.peak_bytes
-        remedy = f"; or set correction_images to {fitting} or fewer" if fitting > 0 else ""
-        raise InputError(
-            f"max_memory must be at least {least} MiB, which correcting on {wanted} images takes, "
-            f"got {self.max_memory / 2**20:.0f} MiB{remedy}"
-        )
-
-
-def _inputs_by_weight(graph: fx.GraphModule, sites: tuple[Site, ...]) -> dict[str, tuple[str, InputMoments]]:
-    """For each weight whose range its outputs choose: the node that its layer reads, and what sums that up."""
+    cache: where the sums lie; unless given, on the layer's device.
+    """
     wanted = {site.node for site in sites if site.by_outputs and site.quantizer is not None}
     found = {}
     for node, layer in layer_nodes(graph):
         if f"{node.target}.weight" in wanted:
-            found[f"{node.target}.weight"] = (node.all_input_nodes[0].name, InputMoments(layer))
+            found[f"{node.target}.weight"] = (node.all_input_nodes[0].name, InputMoments(layer, cache))
     return found

@@ -15,14 +15,13 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from pytorch_quantizer.calibration.activation_cache import ActivationCache, Rows
-from pytorch_quantizer.calibration.block_memory import largest_need
 from pytorch_quantizer.calibration.block_training import Examples, Schedule, train_block
 from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.calibration.finished_blocks import FinishedBlocks
 from pytorch_quantizer.calibration.frontier import Frontier
-from pytorch_quantizer.calibration.learned_block import LearnedBlock
-from pytorch_quantizer.environment import free_memory
-from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.calibration.learned_block import LearnedBlock, weight_quantizer_of
+from pytorch_quantizer.calibration.memory import MemoryLimit, largest_need
+from pytorch_quantizer.environment import free_memory, release_memory
 from pytorch_quantizer.graph.biases import accumulators, renew_biases
 from pytorch_quantizer.graph.blocks import Block, list_blocks
 from pytorch_quantizer.graph.operations import layer_nodes, module_of
@@ -79,6 +78,7 @@ def reconstruct(
         return []
     _keep_to(max_memory, cache, largest_need(model, blocks, schedule.batch))
     walk = _Walk(model, graph, images, cache, scales, schedule)
+    release_memory(cycles=True)
     results = []
     with repeatable_kernels(), _frozen(model), _bar(blocks, schedule, progress) as bar:
         for index, block in enumerate(blocks):
@@ -95,6 +95,7 @@ def reconstruct(
             before, after = state[ERRORS].tolist()
             results.append(Reconstruction(block.name, before, after, after < before))
             walk.advance(block)
+            release_memory()
     return results
 
 
@@ -113,7 +114,7 @@ class _Walk:
         self.model, self.graph, self.schedule = model, graph, schedule
         self.simulated = Frontier(model, cache, images, schedule.batch)
         self.exact = Frontier(graph, cache, images, schedule.batch)
-        self.originals = _originals(model, graph, scales)
+        self._scales = scales
         self._named = {node.name: node for node in graph.graph.nodes}
 
     def examples(self, block: Block) -> Examples:
@@ -131,7 +132,8 @@ class _Walk:
     def learn(self, block: Block, examples: Examples, seed: int, bar: Any) -> dict[str, Tensor]:
         """Learn a block, or leave it where its error does not fall; what it is then, and the two errors."""
         before, untouched = self.simulated.error(block.path, examples.target), self._state(block)
-        originals = self.originals if self.model.recipe.reconstruction_learns != "activations" else {}
+        rounds = self.model.recipe.reconstruction_learns != "activations"
+        originals = _originals(self.model, self.graph, block, self._scales) if rounds else {}
         steps = self.model.recipe.reconstruction_learns != "weights"
         learned, after = LearnedBlock(self.model, block, originals, steps=steps), before
         if learned.learns:
@@ -200,14 +202,17 @@ def _obstacle(layer: nn.Module, calls: int) -> str | None:
 
 
 @torch.no_grad()
-def _originals(model: QuantizedModel, graph: fx.GraphModule, scales: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The float weights under the gains that corrections have put on their scales: what is to be rounded."""
+def _originals(
+    model: QuantizedModel, graph: fx.GraphModule, block: Block, scales: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A block's float weights under the gains that corrections have put on their scales: what is to be rounded."""
     found = {}
-    for path, layer in learnable_layers(model)[0].items():
-        weight, quantizer = graph.get_parameter(f"{path}.weight"), layer.weight_quantizer
-        gain = quantizer.scale / scales[path]
-        shape = [-1 if dim == quantizer.axis else 1 for dim in range(weight.dim())]
-        found[path] = weight * (gain if quantizer.axis is None else gain.reshape(shape))
+    for path in (str(node.target) for node in block.layers):
+        if path in scales:
+            weight, quantizer = graph.get_parameter(f"{path}.weight"), weight_quantizer_of(model.get_submodule(path))
+            gain = quantizer.scale / scales[path]
+            shape = [-1 if dim == quantizer.axis else 1 for dim in range(weight.dim())]
+            found[path] = weight * (gain if quantizer.axis is None else gain.reshape(shape))
     return found
 
 
@@ -217,11 +222,8 @@ def _keep_to(max_memory: int | None, cache: ActivationCache, need: tuple[int, st
     if max_memory is None:
         cache.restrict(max((free_memory() + cache.used) / 2 - needed, 0))
         return
-    if needed > max_memory:
-        raise InputError(
-            f"max_memory must be at least {-(-needed // 2**20)} MiB, which learning the block {block} takes, "
-            f"got {max_memory / 2**20:.0f} MiB; a smaller reconstruction_batch takes less"
-        )
+    remedy = "a smaller reconstruction_batch takes less"
+    MemoryLimit(max_memory).require(needed, f"learning the block {block}", remedy)
     cache.restrict(max_memory - needed)
 
 

@@ -4,6 +4,7 @@ The learning itself is reconstruct.py's business.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +35,7 @@ class ReconstructionRun:
         self._max_memory, self._resume = max_memory, None if resume is None else Path(resume)
         if self._resume is not None:
             _make_folder(self._resume)
-        self._cache = ActivationCache(float("inf") if max_memory is None else max_memory / 2, self._resume)
+        self._cache = ActivationCache(math.inf if max_memory is None else 0, self._resume)
         self._images: Rows | None = None
 
     def keep_images(self, batches: Iterable[Any] | None) -> Iterator[Any] | None:

@@ -4,6 +4,7 @@ layer after layer with the layers before already quantized. The arithmetic is qu
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +66,16 @@ def round_weights(
         simulated.step(node)
         simulated.forget(node, set())
     return done
+
+
+def windows_seen(node: fx.Node, layer: Layer, batch: int, images: int) -> int:
+    """How many windows of a batch are looked at, at most, where there are so many images in all.
+
+    node: the layer's call, whose shape is known.
+    """
+    shape = node.meta["shape"]
+    places = math.prod(shape[1:-1] if isinstance(layer, nn.Linear) else shape[2:])
+    return batch * min(places, -(-ROWS // max(1, images)))
 
 
 def _targets(model: QuantizedModel) -> dict[fx.Node, Layer]:

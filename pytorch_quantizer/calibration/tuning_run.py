@@ -12,9 +12,10 @@ import torch
 from torch import fx
 
 from pytorch_quantizer.calibration.activation_cache import ActivationCache, Rows
-from pytorch_quantizer.calibration.block_memory import network_bytes
 from pytorch_quantizer.calibration.calibrate import images_of
+from pytorch_quantizer.calibration.memory import MemoryLimit, tuning_bytes
 from pytorch_quantizer.calibration.tune import tune
+from pytorch_quantizer.environment import release_memory
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
@@ -60,14 +61,9 @@ class TuningRun:
 
     def check_memory(self, model: QuantizedModel) -> None:
         """Raise InputError where tuning takes more than max_memory: before hours of learning, not behind them."""
-        if not self.is_asked or self._max_memory is None:
-            return
-        needed = network_bytes(model, self.recipe.tuning_batch)
-        if needed > self._max_memory:
-            raise InputError(
-                f"max_memory must be at least {-(-needed // 2**20)} MiB, which tuning the network takes, "
-                f"got {self._max_memory / 2**20:.0f} MiB; a smaller tuning_batch takes less"
-            )
+        if self.is_asked:
+            needed = tuning_bytes(model, self.recipe.tuning_batch)
+            MemoryLimit(self._max_memory).require(needed, "tuning the network", "a smaller tuning_batch takes less")
 
     def carry_out(self, model: QuantizedModel, graph: fx.GraphModule, *, progress: bool) -> list[str]:
         """Tune in place; a sentence about what was done."""
@@ -75,6 +71,7 @@ class TuningRun:
             return []
         assert self._images is not None
         recipe = self.recipe
+        release_memory(cycles=True)
         done = tune(
             model,
             graph,

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from pytorch_quantizer.calibration.fit import fit
 from pytorch_quantizer.calibration.measured import Measured
+from pytorch_quantizer.calibration.memory import width_bytes
 from pytorch_quantizer.calibration.stepper import Stepper
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.insert import insert
@@ -41,10 +42,13 @@ def width_errors(
     Of logits [N, C] the Kullback-Leibler divergence from the float network's, in nats, the mean over the images; of
     other outputs Σ(q − f)² / Σf². measured: statistics that grids are fitted to, and images. reasons: as for place.
     What lies before a site is computed once a batch.
-    Raises InputError where there is no image, and for a network that returns several tensors.
+    Raises InputError where there is no image, for a network that returns several tensors, and where the limit of
+    memory that ``measured`` has is less than this takes.
     """
     if not measured.images:
         raise InputError("mixed_precision_criterion measured needs images: give calibration=, an iterable of batches")
+    needed = width_bytes(graph, max(map(len, measured.images)), len(recipes))
+    measured.limit.require(needed, "measuring what widths cost", "smaller batches or fewer correction_images take less")
     moments = measured.moments()
     placements = [fit(graph, place(graph, recipe, reasons), measured.statistics, moments) for recipe in recipes]
     returned = _returned(graph)

@@ -21,7 +21,9 @@ class Resources:
 
     max_memory: str | None = field(
         default=None,
-        metadata={"help": "memory that learning may take, 512MiB or 2GB; what finds no room lies in files"},
+        metadata={
+            "help": "memory that learning and what comes before it may take, 512MiB or 2GB; the rest lies in files"
+        },
     )
     resume: str | Path | None = field(
         default=None,

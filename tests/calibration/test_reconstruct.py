@@ -1,49 +1,20 @@
-"""Reconstruction: what is learned is nearer the float network and is what is stored; memory, resuming, repeating."""
+"""Reconstruction: what is learned is nearer the float network and is what is stored; resuming, repeating."""
 
 import warnings
 
 import pytest
 import torch
 from networks import images, network, sequence
+from reconstruction_runs import BATCHES, RECIPE, conv, float_network, learned, same
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.calibration import reconstruct as module
-from pytorch_quantizer.calibration.activation_cache import ActivationCache
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.graph.blocks import list_blocks
 from pytorch_quantizer.graph.rescale import apply_affine
 from pytorch_quantizer.quantization.bias_correction import Affine
-
-BATCHES = [images(16, 3, 8, 8, seed=seed) for seed in range(4)]
-RECIPE = pq.Recipe(
-    weights="int3",
-    activations="int3",
-    clip="mse",
-    weight_clip="mse",
-    reconstruction="block",
-    reconstruction_iterations=60,
-    reconstruction_batch=16,
-)
-
-
-def conv(inputs=6, outputs=6, **settings):
-    return nn.Conv2d(inputs, outputs, 3, padding=1, **settings)
-
-
-def residual(net, x):
-    x = net.relu(net.stem(x))
-    x = net.relu(net.b(net.relu(net.a(x))) + x)
-    return net.fc(net.relu(net.c(x)).mean((2, 3)))
-
-
-def float_network():
-    parts = {name: conv() for name in "abc"}
-    return network(residual, stem=conv(3), fc=nn.Linear(6, 5), relu=nn.ReLU(), **parts)
-
-
-def learned(recipe=RECIPE, net=None, batches=BATCHES, **settings):
-    return pq.quantize(net or float_network(), recipe, batches, progress=False, **settings)
 
 
 def error(model, net):
@@ -55,11 +26,6 @@ def error(model, net):
 def codes(model, path):
     layer = model.get_submodule(path.removesuffix(".weight"))
     return layer.weight_quantizer.quantize(layer.weight)
-
-
-def same(a, b):
-    a, b = a.state_dict(), b.state_dict()
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +103,8 @@ class TestWhatIsLearned:
         scales = module.starting_scales(unlearned)
         gain = torch.linspace(0.5, 2, 6)
         apply_affine(unlearned.get_submodule("a"), Affine(gain.double(), torch.zeros(6, dtype=torch.float64)))
-        found = module._originals(unlearned, graph, scales)
+        [block] = [block for block in list_blocks(unlearned) if block.name == "a … b"]
+        found = module._originals(unlearned, graph, block, scales)
         assert torch.allclose(found["a"], net.a.weight * gain.reshape(-1, 1, 1, 1), rtol=1e-5)
         assert torch.equal(found["b"], net.b.weight)
 
@@ -254,67 +221,6 @@ class TestRepeatability:
     def test_with_a_statistics_file_too(self, model, tmp_path):
         for _ in range(2):
             assert same(learned(statistics_file=tmp_path / "statistics.json"), model)
-
-
-class TestMemory:
-    def test_what_lies_in_files_gives_the_same(self, model, monkeypatch):
-        made = []
-        monkeypatch.setattr(module, "largest_need", lambda *_: (2**20, "a … b"))
-        monkeypatch.setattr(ActivationCache, "restrict", lambda _, limit: made.append(limit))
-        found = learned(max_memory=2**20)
-        assert made == [0]
-        assert same(found, model)
-
-    def test_nothing_is_kept_in_memory_beyond_the_limit(self, model, monkeypatch):
-        monkeypatch.setattr(module, "largest_need", lambda *_: (2**20, "a … b"))
-        kept = []
-        room = ActivationCache.room
-
-        def watched(cache, *given):
-            rows = room(cache, *given)
-            kept.append((cache.used, cache.limit, rows.in_memory))
-            return rows
-
-        monkeypatch.setattr(ActivationCache, "room", watched)
-        assert same(learned(max_memory=2**20 + 40_000), model)
-        assert all(used <= limit for used, limit, _ in kept)
-        assert {in_memory for *_, in_memory in kept} == {True, False}
-
-    def test_a_limit_below_what_a_block_needs_states_the_minimum(self):
-        with pytest.raises(InputError, match=r"max_memory must be at least \d+ MiB, which learning the block .* takes"):
-            learned(max_memory=2**20)
-
-    def test_the_minimum_it_states_is_enough(self, model):
-        with pytest.raises(InputError) as stopped:
-            learned(max_memory=2**20)
-        minimum = int(str(stopped.value).split("at least ")[1].split(" MiB")[0])
-        assert same(learned(max_memory=minimum * 2**20), model)
-        with pytest.raises(InputError):
-            learned(max_memory=(minimum - 1) * 2**20)
-
-    @pytest.mark.parametrize("corrected", [{"activation_correction": "both"}, {"weight_rounding": "second_order"}])
-    def test_corrections_before_it_keep_to_the_limit_too(self, corrected):
-        recipe = RECIPE.replace(reconstruction_iterations=5, correction_images=64, **corrected)
-        batches = [images(32, 3, 64, 64, seed=seed) for seed in range(4)]
-        with pytest.raises(InputError, match="MiB, which correcting on 64 images takes, got 60 MiB") as stopped:
-            learned(recipe, batches=batches, max_memory=60 * 2**20)
-        minimum = int(str(stopped.value).split("at least ")[1].split(" MiB")[0])
-        found = learned(recipe, batches=batches, max_memory=minimum * 2**20)
-        assert same(found, learned(recipe, batches=batches))
-        with pytest.raises(InputError, match=r"set correction_images to (\d\d) or fewer") as stopped:
-            learned(recipe, batches=batches, max_memory=(minimum - 1) * 2**20)
-        fewer = int(str(stopped.value).split("correction_images to ")[1].split(" ")[0])
-        assert 32 <= fewer < 64
-        learned(recipe.replace(correction_images=fewer), batches=batches, max_memory=(minimum - 1) * 2**20)
-
-    @pytest.mark.parametrize("given", [0, -1, 1.5, True, "1GiB"])
-    def test_a_limit_that_is_none(self, given):
-        with pytest.raises(InputError, match="max_memory must be a number of bytes"):
-            learned(max_memory=given)
-
-    def test_a_limit_for_nothing(self):
-        with pytest.raises(InputError, match="max_memory is for reconstruction and tuning"):
-            learned(RECIPE.replace(reconstruction="none"), max_memory=2**30)
 
 
 class KilledError(Exception):

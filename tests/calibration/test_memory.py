@@ -1,0 +1,187 @@
+"""max_memory: what every stage takes is held to it, told where it is too little, and changes no number."""
+
+import ctypes
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from networks import images, sequence
+from reconstruction_runs import RECIPE, learned, same
+from torch import nn
+
+import pytorch_quantizer as pq
+from pytorch_quantizer.calibration import covariance
+from pytorch_quantizer.calibration import reconstruct as module
+from pytorch_quantizer.calibration.activation_cache import ActivationCache
+from pytorch_quantizer.calibration.correction_room import CorrectionRoom
+from pytorch_quantizer.calibration.covariance import InputMoments, window_count, windows
+from pytorch_quantizer.calibration.sampled_windows import sampled_windows
+from pytorch_quantizer.calibration.second_order import ROWS, windows_seen
+from pytorch_quantizer.environment import release_memory
+from pytorch_quantizer.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model():
+    return learned()
+
+
+class TestReconstruction:
+    def test_what_lies_in_files_gives_the_same(self, model, monkeypatch):
+        made = []
+        monkeypatch.setattr(module, "largest_need", lambda *_: (2**20, "a … b"))
+        monkeypatch.setattr(ActivationCache, "restrict", lambda _, limit: made.append(limit))
+        found = learned(max_memory=2**20)
+        assert made == [0]
+        assert same(found, model)
+
+    def test_nothing_is_kept_in_memory_beyond_the_limit(self, model, monkeypatch):
+        monkeypatch.setattr(module, "largest_need", lambda *_: (2**20, "a … b"))
+        kept = []
+        room = ActivationCache.room
+
+        def watched(cache, *given):
+            rows = room(cache, *given)
+            kept.append((cache.used, cache.limit, rows.in_memory))
+            return rows
+
+        monkeypatch.setattr(ActivationCache, "room", watched)
+        assert same(learned(max_memory=2**20 + 40_000), model)
+        assert all(used <= limit for used, limit, _ in kept)
+        assert {in_memory for *_, in_memory in kept} == {True, False}
+
+    def test_a_limit_below_what_a_block_needs_states_the_minimum(self):
+        with pytest.raises(InputError, match=r"max_memory must be at least \d+ MiB, which learning the block .* takes"):
+            learned(max_memory=2**20)
+
+    def test_the_minimum_it_states_is_enough(self, model):
+        with pytest.raises(InputError) as stopped:
+            learned(max_memory=2**20)
+        minimum = int(str(stopped.value).split("at least ")[1].split(" MiB")[0])
+        assert same(learned(max_memory=minimum * 2**20), model)
+        with pytest.raises(InputError):
+            learned(max_memory=(minimum - 1) * 2**20)
+
+
+def least(message):
+    """The least limit that an error states, in bytes."""
+    return int(re.search(r"at least (\d+) MiB", str(message))[1]) * 2**20
+
+
+LARGE = [images(32, 3, 64, 64, seed=seed) for seed in range(4)]
+SHORT = RECIPE.replace(reconstruction_iterations=5, correction_images=64)
+
+
+class TestWhatComesBeforeLearning:
+    @pytest.mark.parametrize("corrected", [{"activation_correction": "both"}, {"weight_rounding": "second_order"}])
+    def test_corrections_keep_to_the_limit(self, corrected):
+        recipe = SHORT.replace(**corrected)
+        with pytest.raises(InputError, match="MiB, which correcting on 64 images takes, got 60 MiB") as stopped:
+            learned(recipe, batches=LARGE, max_memory=60 * 2**20)
+        minimum = least(stopped.value)
+        found = learned(recipe, batches=LARGE, max_memory=minimum)
+        assert same(found, learned(recipe, batches=LARGE))
+        with pytest.raises(InputError, match=r"set correction_images to (\d\d) or fewer") as stopped:
+            learned(recipe, batches=LARGE, max_memory=minimum - 2**20)
+        fewer = int(str(stopped.value).split("correction_images to ")[1].split(" ")[0])
+        assert 32 <= fewer < 64
+        learned(recipe.replace(correction_images=fewer), batches=LARGE, max_memory=minimum - 2**20)
+
+    def test_rounding_by_second_moments_counts_these(self):
+        """Of 1,024 inputs an output, in float64, eleven times: more than all that images take."""
+        net = sequence(nn.Conv2d(3, 1024, 1), nn.ReLU(), nn.Conv2d(1024, 4, 1))
+        recipe, batches = SHORT.replace(weight_rounding="second_order", correction_images=4), [images(4, 3, 4, 4)]
+        with pytest.raises(InputError, match="which correcting on 4 images takes") as stopped:
+            learned(recipe, net, batches, max_memory=2**20)
+        assert least(stopped.value) > 11 * 8 * 1024**2
+        assert "without corrections it is less" in str(stopped.value)
+
+    @pytest.mark.parametrize(
+        ("fields", "named"),
+        [
+            (
+                {"weight_clip": "output_mse"},
+                r"choosing \w+\.weight by its outputs takes, got 1 MiB; weight_clip mse takes",
+            ),
+            (
+                {"mixed_precision": "weights", "mixed_precision_criterion": "measured", "correction_images": 1},
+                "measuring what widths cost takes, got 1 MiB; smaller batches or fewer correction_images",
+            ),
+        ],
+        ids=["second moments", "widths"],
+    )
+    def test_the_others_do_too(self, fields, named, monkeypatch):
+        recipe = SHORT.replace(**fields)
+        if "mixed_precision" in fields:  # what measuring for one image takes is told first, by the room for it
+            monkeypatch.setattr(CorrectionRoom, "_keep_to_limit", lambda *_: None)
+        with pytest.raises(InputError, match=named) as stopped:
+            learned(recipe, max_memory=2**20)
+        limit = least(stopped.value)
+        monkeypatch.setattr(module, "largest_need", lambda *_: (2**20, "a … b"))
+        assert same(learned(recipe, max_memory=limit), learned(recipe))
+        with pytest.raises(InputError, match=named.replace("1 MiB", r"\d+ MiB")):
+            learned(recipe, max_memory=limit - 2**20)
+
+    @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3, groups=2), nn.Linear(5, 4)], ids=["grouped", "linear"])
+    @pytest.mark.parametrize("centred", [False, True])
+    def test_second_moments_in_files_are_the_same(self, layer, centred, monkeypatch):
+        monkeypatch.setattr(covariance, "AT_ONCE", 40)  # some rows at a time
+        inputs = [images(size, *((4, 6, 7) if isinstance(layer, nn.Conv2d) else (5,)), seed=size) for size in (3, 1, 7)]
+        free, kept = InputMoments(layer), InputMoments(layer, ActivationCache(0))
+        for batch in inputs:
+            free(batch)
+            kept(batch)
+        for _ in range(2):  # asking changes nothing
+            assert torch.equal(kept.second_moments(centred=centred), free.second_moments(centred=centred))
+
+
+class TestCounts:
+    """What needs are computed from, beside what is really looked at."""
+
+    @pytest.mark.parametrize("count", [1, 5, 40])
+    @pytest.mark.parametrize("stride", [1, 2])
+    def test_windows_of_a_convolution(self, count, stride):
+        layer, x = nn.Conv2d(3, 4, 3, stride=stride, padding=1), images(count, 3, 32, 32)
+        assert window_count(layer, (2, 3, 32, 32), count) == windows(layer, x).shape[1]
+
+    @pytest.mark.parametrize("shape", [(7, 5), (40, 1000, 5), (3, 2, 5)])
+    def test_windows_of_a_linear_layer(self, shape):
+        layer = nn.Linear(5, 4)
+        assert abs(window_count(layer, (2, *shape[1:]), shape[0]) - windows(layer, images(*shape)).shape[1]) <= 1
+
+    @pytest.mark.parametrize("of_all", [40, 400, 40_000])
+    def test_sampled_windows(self, of_all):
+        layer, batch = nn.Conv2d(3, 4, 3, padding=1), 40
+        net = sequence(layer)
+        example = images(2, 3, 32, 32)
+        [node] = [node for node in pq.capture(net, example).graph.graph.nodes if node.op == "call_module"]
+        seen = sampled_windows(layer, images(batch, 3, 32, 32), max(1, ROWS * batch // of_all))
+        assert seen.shape[1] <= windows_seen(node, layer, batch, of_all) <= 2 * seen.shape[1]
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="of glibc alone")
+def test_what_is_freed_is_given_back():
+    """Tensors of some kilobytes lie one behind another; freed, glibc keeps their pages while something is behind."""
+
+    def resident():
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    kept = [torch.ones(2**12) for _ in range(2**12)]  # 64 MiB
+    last = torch.ones(2**12)
+    del kept
+    before = resident()
+    release_memory(cycles=True)
+    assert before - resident() > 2**25
+    assert last.sum() == 2**12
+
+
+class TestTheLimitItself:
+    @pytest.mark.parametrize("given", [0, -1, 1.5, True, "1GiB"])
+    def test_a_limit_that_is_none(self, given):
+        with pytest.raises(InputError, match="max_memory must be a number of bytes"):
+            learned(max_memory=given)
+
+    def test_a_limit_for_nothing(self):
+        with pytest.raises(InputError, match="max_memory is for reconstruction and tuning"):
+            learned(RECIPE.replace(reconstruction="none"), max_memory=2**30)
