@@ -295,7 +295,7 @@ class TestMemory:
     """What correcting keeps is told by the recipe and the network, never by what else runs on the machine."""
 
     LARGEST = 4 * 3 * 64  # bytes of an image, the largest tensor
-    MEASURED = "pytorch_quantizer.calibration.measured"
+    ROOM = "pytorch_quantizer.calibration.correction_room"
 
     def corrected(self, monkeypatch):
         """The images that corrections get: 16 are there, of two batches."""
@@ -313,17 +313,17 @@ class TestMemory:
         return seen
 
     def test_no_more_images_than_a_fixed_number_of_bytes_holds(self, monkeypatch):
-        monkeypatch.setattr(f"{self.MEASURED}.CORRECTION_BYTES", 6 * self.LARGEST * 11)
+        monkeypatch.setattr(f"{self.ROOM}.CORRECTION_BYTES", 6 * self.LARGEST * 11)
         with pytest.warns(UserWarning, match="correction_images: 11 are used"):
             assert self.corrected(monkeypatch) == [11]
 
     @pytest.mark.filterwarnings("error")
     def test_as_many_as_fit_without_a_word(self, monkeypatch):
-        monkeypatch.setattr(f"{self.MEASURED}.CORRECTION_BYTES", 6 * self.LARGEST * 16)
-        monkeypatch.setattr(f"{self.MEASURED}.free_memory", lambda device: 6 * self.LARGEST * 16)
+        monkeypatch.setattr(f"{self.ROOM}.CORRECTION_BYTES", 6 * self.LARGEST * 16)
+        monkeypatch.setattr(f"{self.ROOM}.free_memory", lambda device: 6 * self.LARGEST * 16)
         assert self.corrected(monkeypatch) == [16]
 
     def test_a_machine_without_room_is_an_error(self, monkeypatch):
-        monkeypatch.setattr(f"{self.MEASURED}.free_memory", lambda device: 6 * self.LARGEST * 15)
+        monkeypatch.setattr(f"{self.ROOM}.free_memory", lambda device: 6 * self.LARGEST * 15)
         with pytest.raises(InputError, match=r"correcting on 16 images takes.*set correction_images to 15 or fewer"):
             self.corrected(monkeypatch)

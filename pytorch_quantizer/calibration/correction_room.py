@@ -12,7 +12,7 @@ from torch import fx
 
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.memory import UNLIMITED_MEMORY, MemoryLimit, correction_bytes, rounding_bytes
-from pytorch_quantizer.calibration.second_order import windows_seen
+from pytorch_quantizer.calibration.second_order import has_few_inputs, windows_seen
 from pytorch_quantizer.environment import free_memory
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.operations import layer_nodes
@@ -31,7 +31,7 @@ class CorrectionRoom:
         self.graph, self.limit, self.wanted = graph, limit, recipe.correction_images
         steps = [step.name for step in list_corrections(recipe) if step.needs_images]
         self._rounds, self._walks = "weight_rounding" in steps, bool({*steps} - {"weight_rounding"})
-        self._rounded = list(layer_nodes(graph))
+        self._rounded = [(node, layer) for node, layer in layer_nodes(graph) if has_few_inputs(layer)]
         largest = max(math.prod((node.meta.get("shape") or ())[1:]) for node in graph.graph.nodes)
         self.image_bytes = TENSORS_AT_ONCE * largest * torch.float32.itemsize
         self.most = max(1, CORRECTION_BYTES // self.image_bytes)

@@ -68,6 +68,11 @@ def round_weights(
     return done
 
 
+def has_few_inputs(layer: Layer) -> bool:
+    """Whether an output has no more inputs than second moments are kept of."""
+    return weight_rows(layer, layer.weight).shape[2] <= MOST_INPUTS
+
+
 def windows_seen(node: fx.Node, layer: Layer, batch: int, images: int) -> int:
     """How many windows of a batch are looked at, at most, where there are so many images in all.
 
@@ -86,7 +91,7 @@ def _targets(model: QuantizedModel) -> dict[fx.Node, Layer]:
         for node, layer in layer_nodes(model)
         if calls[str(node.target)] == 1
         and isinstance(getattr(layer, "weight_quantizer", None), IntQuantizer)
-        and weight_rows(layer, layer.weight).shape[2] <= MOST_INPUTS
+        and has_few_inputs(layer)
     }
 
 

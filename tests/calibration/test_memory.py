@@ -97,6 +97,12 @@ class TestWhatComesBeforeLearning:
         assert least(stopped.value) > 11 * 8 * 1024**2
         assert "without corrections it is less" in str(stopped.value)
 
+    def test_layers_that_are_not_rounded_so_count_nothing(self):
+        net = sequence(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))  # 12,288 inputs: 13 GB
+        recipe = SHORT.replace(weight_rounding="second_order", correction_images=4)
+        with pytest.warns(UserWarning, match="weight_rounding was asked for and changed nothing"):
+            learned(recipe, net, [images(16, 3, 64, 64)], max_memory=2**30)
+
     @pytest.mark.parametrize(
         ("fields", "named"),
         [
