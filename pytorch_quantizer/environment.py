@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 import platform
-from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -70,17 +67,6 @@ def free_memory(device: torch.device | str = "cpu") -> int:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-
-
-def release_memory(*, cycles: bool = False) -> None:
-    """Give back to the system what this process has freed, of which glibc keeps much. Elsewhere this does nothing.
-
-    cycles: free first what refers to itself, as graphs do; that takes some tenths of a second.
-    """
-    if cycles:
-        gc.collect()
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def provenance(device: torch.device | str = "cpu", *optional: str) -> dict[str, Any]:

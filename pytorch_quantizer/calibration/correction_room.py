@@ -4,14 +4,19 @@ What corrections do with them is corrections.py's business.
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
 from torch import fx
 
 from pytorch_quantizer.calibration.corrections import list_corrections
-from pytorch_quantizer.calibration.memory import UNLIMITED_MEMORY, MemoryLimit, correction_bytes, rounding_bytes
+from pytorch_quantizer.calibration.memory import (
+    UNLIMITED_MEMORY,
+    MemoryLimit,
+    correction_bytes,
+    largest_size,
+    rounding_bytes,
+)
 from pytorch_quantizer.calibration.second_order import has_few_inputs, windows_seen
 from pytorch_quantizer.environment import free_memory
 from pytorch_quantizer.errors import InputError
@@ -32,8 +37,7 @@ class CorrectionRoom:
         steps = [step.name for step in list_corrections(recipe) if step.needs_images]
         self._rounds, self._walks = "weight_rounding" in steps, bool({*steps} - {"weight_rounding"})
         self._rounded = [(node, layer) for node, layer in layer_nodes(graph) if has_few_inputs(layer)]
-        largest = max(math.prod((node.meta.get("shape") or ())[1:]) for node in graph.graph.nodes)
-        self.image_bytes = TENSORS_AT_ONCE * largest * torch.float32.itemsize
+        self.image_bytes = TENSORS_AT_ONCE * largest_size(graph) * torch.float32.itemsize
         self.most = max(1, CORRECTION_BYTES // self.image_bytes)
         self.free = free_memory(device)
         self._has_warned = False
@@ -56,8 +60,7 @@ class CorrectionRoom:
 
     def _keep_to_limit(self, images: int, batch: int) -> None:
         """Hold what correcting on all images that are wanted takes to the limit, once those that are kept exceed it."""
-        needed = self._bytes(images, batch)
-        if self.limit.bytes is None or needed <= self.limit.bytes:
+        if self.limit.bytes is None or self._bytes(images, batch) <= self.limit.bytes:
             return
         wanted = min(self.wanted, self.most)
         beside = self._bytes(0, batch)

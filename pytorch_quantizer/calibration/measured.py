@@ -157,14 +157,15 @@ class Measured:
 
     def _keep_moments_to_limit(self, images: int) -> None:
         """Hold the second moments that take most, of batches of so many images, to the limit."""
+        if self.limit.bytes is None or not self._inputs:
+            return
         nodes = {node.name: node for node in self.graph.graph.nodes}
         needs = []
         for name, (read, inputs) in self._inputs.items():
             rows = window_count(inputs.layer, nodes[read].meta["shape"], images)
             needs.append((moments_bytes(self.graph, inputs.layer, rows), name))
-        if needs:
-            needed, name = max(needs)
-            self.limit.require(needed, f"choosing {name} by its outputs", "weight_clip mse takes less")
+        needed, name = max(needs)
+        self.limit.require(needed, f"choosing {name} by its outputs", "weight_clip mse takes less")
 
 
 def _inputs_by_weight(

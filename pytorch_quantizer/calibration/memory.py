@@ -4,8 +4,11 @@ this is held to. Factors are measured peaks (benchmarks/reconstruction_limits.py
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import math
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -52,6 +55,17 @@ class MemoryLimit:
 UNLIMITED_MEMORY = MemoryLimit()
 
 
+def release_memory(*, cycles: bool = False) -> None:
+    """Give back to the system what this process has freed, of which glibc keeps much. Elsewhere this does nothing.
+
+    cycles: free first what refers to itself, as graphs do; that takes some tenths of a second.
+    """
+    if cycles:
+        gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def networks_bytes(network: nn.Module, copies: int = NETWORKS) -> int:
     """Bytes of a network's parameters, as often as it is held."""
     return copies * FLOAT_BYTES * sum(parameter.numel() for parameter in network.parameters())
@@ -84,7 +98,7 @@ def correction_bytes(graph: fx.GraphModule, images: int, *, walks: bool, rounded
 
 def image_bytes(graph: fx.GraphModule, *, walks: bool) -> int:
     """What corrections take for each image."""
-    return (OF_AN_IMAGE if walks else OF_A_ROUNDED_IMAGE) * FLOAT_BYTES * max(_sizes(graph))
+    return (OF_AN_IMAGE if walks else OF_A_ROUNDED_IMAGE) * FLOAT_BYTES * largest_size(graph)
 
 
 def rounding_bytes(layer: Layer, rows: int) -> int:
@@ -108,17 +122,18 @@ def moments_bytes(graph: fx.GraphModule, layer: Layer, rows: int) -> int:
 
 def width_bytes(graph: fx.GraphModule, images: int, widths: int) -> int:
     """Bytes that measuring what widths cost takes at most: each weight at each, every value of a batch of images."""
-    return (
-        BESIDE
-        + FREED
-        + networks_bytes(graph, 1 + widths)
-        + FLOAT_BYTES * images * VALUES_OF_A_TRIAL * sum(_sizes(graph))
-    )
+    values = VALUES_OF_A_TRIAL * images * sum(map(_size, graph.graph.nodes))
+    return BESIDE + FREED + networks_bytes(graph, 1 + widths) + FLOAT_BYTES * values
 
 
-def _sizes(graph: fx.GraphModule) -> list[int]:
-    """The number of values of each node for one image."""
-    return [math.prod((node.meta.get("shape") or (0,))[1:]) for node in graph.graph.nodes]
+def largest_size(graph: fx.GraphModule) -> int:
+    """The number of values of the largest tensor, for one image."""
+    return max(map(_size, graph.graph.nodes))
+
+
+def _size(node: fx.Node) -> int:
+    """The number of values of a node for one image."""
+    return math.prod((node.meta.get("shape") or ())[1:])
 
 
 def _trained_values(model: QuantizedModel, nodes: Iterable[fx.Node]) -> int:
@@ -126,5 +141,5 @@ def _trained_values(model: QuantizedModel, nodes: Iterable[fx.Node]) -> int:
     values = 0
     for node in nodes:
         more = OF_A_QUANTIZER if quantizer_of(model, node) is not None else 0
-        values += (AT_ONCE + more) * math.prod((node.meta.get("shape") or (0,))[1:])
+        values += (AT_ONCE + more) * _size(node)
     return values

@@ -20,8 +20,8 @@ from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.calibration.finished_blocks import FinishedBlocks
 from pytorch_quantizer.calibration.frontier import Frontier
 from pytorch_quantizer.calibration.learned_block import LearnedBlock, weight_quantizer_of
-from pytorch_quantizer.calibration.memory import MemoryLimit, largest_need
-from pytorch_quantizer.environment import free_memory, release_memory
+from pytorch_quantizer.calibration.memory import MemoryLimit, largest_need, release_memory
+from pytorch_quantizer.environment import free_memory
 from pytorch_quantizer.graph.biases import accumulators, renew_biases
 from pytorch_quantizer.graph.blocks import Block, list_blocks
 from pytorch_quantizer.graph.operations import layer_nodes, module_of
@@ -114,7 +114,7 @@ class _Walk:
         self.model, self.graph, self.schedule = model, graph, schedule
         self.simulated = Frontier(model, cache, images, schedule.batch)
         self.exact = Frontier(graph, cache, images, schedule.batch)
-        self._scales = scales
+        self._scales = {path: scales[path] for path in learnable_layers(model)[0]}
         self._named = {node.name: node for node in graph.graph.nodes}
 
     def examples(self, block: Block) -> Examples:
@@ -205,7 +205,10 @@ def _obstacle(layer: nn.Module, calls: int) -> str | None:
 def _originals(
     model: QuantizedModel, graph: fx.GraphModule, block: Block, scales: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """A block's float weights under the gains that corrections have put on their scales: what is to be rounded."""
+    """A block's float weights under the gains that corrections have put on their scales: what is to be rounded.
+
+    scales: those of learnable layers before the corrections; what isn't there is left as it is.
+    """
     found = {}
     for path in (str(node.target) for node in block.layers):
         if path in scales:

@@ -13,9 +13,8 @@ from torch import fx
 
 from pytorch_quantizer.calibration.activation_cache import ActivationCache, Rows
 from pytorch_quantizer.calibration.calibrate import images_of
-from pytorch_quantizer.calibration.memory import MemoryLimit, tuning_bytes
+from pytorch_quantizer.calibration.memory import MemoryLimit, release_memory, tuning_bytes
 from pytorch_quantizer.calibration.tune import tune
-from pytorch_quantizer.environment import release_memory
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe

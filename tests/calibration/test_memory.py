@@ -16,9 +16,9 @@ from pytorch_quantizer.calibration import reconstruct as module
 from pytorch_quantizer.calibration.activation_cache import ActivationCache
 from pytorch_quantizer.calibration.correction_room import CorrectionRoom
 from pytorch_quantizer.calibration.covariance import InputMoments, window_count, windows
+from pytorch_quantizer.calibration.memory import release_memory
 from pytorch_quantizer.calibration.sampled_windows import sampled_windows
 from pytorch_quantizer.calibration.second_order import ROWS, windows_seen
-from pytorch_quantizer.environment import release_memory
 from pytorch_quantizer.errors import InputError
 
 
