@@ -37,6 +37,7 @@ from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.graph.rescale import ensure_biases
 from pytorch_quantizer.graph.share import own_tensors
 from pytorch_quantizer.graph.ties import move_off_ties
+from pytorch_quantizer.quantization.idle_fields import idle_sentences
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.ranks import ALONE, Ranks
 
@@ -66,11 +67,13 @@ def quantize(
     takes half of what is free. resume: a folder for the blocks that reconstruction finishes; with those of a run that
     was stopped, it goes on behind them and comes to the same end, to the bit. ranks: of several processes
     (ranks.joined_ranks) that are all given all batches, and share the work of measuring activations; each ends with the
-    same model, to the bit.
+    same model, to the bit. Warns of fields of the recipe that change nothing.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+    for sentence in idle_sentences(recipe):
+        warnings.warn(sentence, stacklevel=2)
     example, batches = _peek(model, calibration)
     captured = capture(model, example, strict=strict, share_parameters=True)
     network = network_digest(captured.graph)

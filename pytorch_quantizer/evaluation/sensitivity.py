@@ -25,12 +25,14 @@ from pytorch_quantizer.graph.fold import fold
 from pytorch_quantizer.graph.insert import insert
 from pytorch_quantizer.graph.operations import is_arithmetic, label, layer_of, recurrence_of
 from pytorch_quantizer.graph.site import WIDE, Site
+from pytorch_quantizer.quantization.idle_fields import idle_fields
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import EXAMPLES, quantize
 
 WHATS = ("both", "weights", "activations")
 CORRECTIONS = (
     *("equalize", "weight_rounding", "weight_correction", "activation_correction", "batch_norm_reestimation"),
+    *("reconstruction", "tuning_epochs"),
 )
 SIGNIFICANT = 0.01  # a p-value: one layer in a hundred that does no harm seems to
 LEFT_OUT = "left in float by the diagnosis"
@@ -65,7 +67,8 @@ def sensitivity(
     addition beside it are told apart. (An override widens such a tensor for all that read it, and may gain more.) Two
     rows take all readers along: a concatenation's holds its result, on whose grid its parts live, and a layer called
     several times has one weight. A bias is int32 only where its layer's weight and input both have grids, so it stays
-    float where either is left out. Corrections (CORRECTIONS) fit the network as a whole and are left out here.
+    float where either is left out. Corrections and what learns (CORRECTIONS) fit the network as a whole and are left
+    out here.
     Raises InputError as quantize and evaluate do, for an unknown ``what``, and where nothing is quantized.
     """
     if what not in WHATS:
@@ -99,9 +102,11 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def without_corrections(recipe: Recipe) -> Recipe:
-    """The same without what would be fitted to the quantized network as a whole."""
-    plain = {entry.name: entry.default for entry in fields(Recipe) if entry.name in CORRECTIONS}
-    return recipe.replace(**plain)
+    """The same without what would be fitted to the quantized network as a whole, and without the settings of that."""
+    defaults = {entry.name: entry.default for entry in fields(Recipe)}
+    plain = recipe.replace(**{name: defaults[name] for name in CORRECTIONS})
+    idle = [name for names in idle_fields(plain).values() for name in names]
+    return plain.replace(**{name: defaults[name] for name in idle})
 
 
 def corrections_of(recipe: Recipe) -> list[str]:

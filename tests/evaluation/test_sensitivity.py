@@ -273,6 +273,11 @@ class TestCorrections:
         assert corrections_of(W4A4) == []
         pd.testing.assert_frame_equal(measured(chain(), corrected), measured(chain(), W4A4))
 
+    def test_so_is_what_learns_with_its_settings(self):
+        learned = W4A4.replace(reconstruction="block", reconstruction_iterations=1, tuning_epochs=1, tuning_rate=0.5)
+        assert corrections_of(learned) == ["reconstruction", "tuning_epochs"]
+        assert without_corrections(learned) == W4A4
+
 
 class TestMistakes:
     def test_an_unknown_what(self):
