@@ -113,9 +113,7 @@ def _print_notes(record: dict[str, Any], folder: Path) -> None:
     calibration = record["calibration"]
     print(f"\nranges from {calibration['samples']} images of the {calibration['split']} split, seed {record['seed']}")
     if record["left_out"]:
-        print(
-            f"the recipe's {', '.join(record['left_out'])} had no part in this: they are fitted to the network as a whole"
-        )
+        print(f"the recipe's {', '.join(record['left_out'])} had no part in this: they fit the network as a whole")
     if record["skipped_images"]:
         print(
             f"{len(record['skipped_images'])} images could not be decoded and were skipped; sensitivity.json lists them"
