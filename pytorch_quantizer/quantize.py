@@ -17,12 +17,14 @@ from pytorch_quantizer.calibration.calibrate import (
     device_of,
     images_of,
 )
+from pytorch_quantizer.calibration.correction_memory import correction_needs
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.fit import fit
 from pytorch_quantizer.calibration.measured import batch_extremes, measure
+from pytorch_quantizer.calibration.memory import large_tensors_given_back
 from pytorch_quantizer.calibration.mix_precisions import mix_precisions
 from pytorch_quantizer.calibration.reconstruct import starting_scales
-from pytorch_quantizer.calibration.reconstruction_run import ReconstructionRun
+from pytorch_quantizer.calibration.reconstruction_run import ReconstructionRun, check_limits
 from pytorch_quantizer.calibration.tuning_run import TuningRun
 from pytorch_quantizer.calibration.width_errors import width_errors
 from pytorch_quantizer.errors import InputError
@@ -62,18 +64,47 @@ def quantize(
     [N, …] or a tuple or list that begins with one; a tensor by itself is one batch; may be None where the recipe
     quantizes weights alone, or takes ranges from each batch. statistics_file: what calibration saw of the activations,
     read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
-    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: bytes that all of this may take
-    beside what evaluating ``model`` does, where reconstruction or tuning is asked for; unless given reconstruction
-    takes half of what is free. resume: a folder for the blocks that reconstruction finishes; with those of a run that
-    was stopped, it goes on behind them and comes to the same end, to the bit. ranks: of several processes
-    (ranks.joined_ranks) that are all given all batches, and share the work of measuring activations; each ends with the
-    same model, to the bit. Warns of fields of the recipe that change nothing.
+    can't be captured is an error. Batch norms are folded, in eval mode. max_memory: for recipes that ask for
+    reconstruction or tuning, the bytes that all of this may take beside what evaluating ``model`` on the same batches
+    does, of the CPU's memory and the device's together; unless given reconstruction takes half of what is free. resume:
+    a folder for the blocks that reconstruction finishes; with those of a run that was stopped, it goes on behind them
+    and comes to the same end, to the bit. ranks: of several processes (ranks.joined_ranks) that are all given all
+    batches, and share the work of measuring activations; each ends with the same model, to the bit. Warns of fields of
+    the recipe that change nothing.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     for sentence in idle_sentences(recipe):
         warnings.warn(sentence, stacklevel=2)
+    check_limits(recipe, max_memory, resume)
+    with large_tensors_given_back(max_memory):
+        return _quantized(
+            model,
+            recipe,
+            calibration,
+            statistics_file=statistics_file,
+            strict=strict,
+            max_memory=max_memory,
+            resume=resume,
+            ranks=ranks,
+            progress=progress,
+        )
+
+
+def _quantized(
+    model: nn.Module,
+    recipe: Recipe,
+    calibration: Iterable[Any] | None,
+    *,
+    statistics_file: str | Path | None,
+    strict: bool,
+    max_memory: int | None,
+    resume: str | Path | None,
+    ranks: Ranks,
+    progress: bool,
+) -> QuantizedModel:
+    """The stages, one after the other."""
     example, batches = _peek(model, calibration)
     captured = capture(model, example, strict=strict, share_parameters=True)
     network = network_digest(captured.graph)
@@ -111,7 +142,10 @@ def quantize(
     needs_float = bool(corrections) or learning.is_asked or tuning.is_asked
     quantized = insert(graph, fitted, recipe, inplace=not needs_float)
     own_tensors(quantized, model)
-    tuning.check_memory(quantized)
+    limit = measured.limit
+    if limit.bytes is not None:
+        corrected = correction_needs(quantized, graph, measured.images, limit)
+        limit.require(*corrected, *learning.needs(quantized), *tuning.needs(quantized))
     scales = starting_scales(quantized) if learning.is_asked else {}
     for correction in corrections:
         done = correction.carry_out(quantized, graph, measured.images, progress=progress)

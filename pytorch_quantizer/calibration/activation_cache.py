@@ -79,19 +79,16 @@ class Rows:
 
         Raises InputError for rows of another shape than those before them, and where the disk is full.
         """
-        rows = batch.detach().to("cpu", self.dtype)
-        rows = rows.movedim(1, -1) if rows.dim() == 4 else rows
-        if tuple(rows.shape[1:]) != self.shape:
-            first, other = (list(_channels_first(shape)) for shape in (self.shape, rows.shape[1:]))
-            raise InputError(f"learning needs images of one size, got {other} behind {first}")
-        self._append(rows)
+        self._append(self._as_they_lie(batch))
 
-    def add(self, first: int, rows: Tensor) -> None:
-        """Add to the rows from ``first`` on, [n, *shape], that have been written, or write the next ones."""
+    def add(self, first: int, batch: Tensor) -> None:
+        """Add to the rows from ``first`` on, [n, *shape], all of which have been written, or write the next ones."""
         if first == self.written:
-            self.append(rows)
+            self.append(batch)
             return
-        sums = self._read(slice(first, first + len(rows))).add_(rows.to("cpu"))
+        rows = self._as_they_lie(batch)
+        assert first + len(rows) <= self.written
+        sums = self._read(slice(first, first + len(rows))).add_(rows)
         if self._values is not None:
             self._values[first : first + len(rows)] = sums
         else:
@@ -121,6 +118,14 @@ class Rows:
             self.release()
             self._file, self.written = _new_file(self._cache.folder), 0
             self._append(values[:written])
+
+    def _as_they_lie(self, batch: Tensor) -> Tensor:
+        rows = batch.detach().to("cpu", self.dtype)
+        rows = rows.movedim(1, -1) if rows.dim() == 4 else rows
+        if tuple(rows.shape[1:]) != self.shape:
+            first, other = (list(_channels_first(shape)) for shape in (self.shape, rows.shape[1:]))
+            raise InputError(f"learning needs images of one size, got {other} behind {first}")
+        return rows
 
     def _append(self, rows: Tensor) -> None:
         """Write rows that lie as they are to."""

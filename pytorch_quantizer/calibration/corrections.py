@@ -314,7 +314,7 @@ def _walk(
     """Run both networks side by side and, at each target, give its layers what ``choose`` says."""
     expected, simulated = Stepper(graph, batches), Stepper(model, batches)
     originals = {node.name: node for node in graph.graph.nodes}
-    needed = _still_needed(model, targets)
+    needed = still_needed(model, targets)
     corrections: list[Correction] = []
     for node in tqdm(model.graph.nodes, "correcting", delay=1, disable=not progress, unit="node", leave=False):
         if node.op == "output":
@@ -331,7 +331,7 @@ def _walk(
     return corrections
 
 
-def _still_needed(model: QuantizedModel, targets: Mapping[fx.Node, Branches]) -> dict[fx.Node, set[fx.Node]]:
+def still_needed(model: QuantizedModel, targets: Mapping[fx.Node, Branches]) -> dict[fx.Node, set[fx.Node]]:
     """For each node, the values that a target behind it asks for once more: its layers' outputs, and all they read."""
     needed: dict[fx.Node, set[fx.Node]] = {}
     waiting: set[fx.Node] = set()

@@ -44,13 +44,16 @@ def windows(layer: Layer, x: Tensor) -> Tensor:
     return grouped.permute(1, 0, 3, 2).flatten(1, 2)
 
 
-def window_count(layer: Layer, shape: Sequence[int], images: int) -> int:
-    """About how many places ``windows`` looks at of so many images, of shape [N, …] each batch."""
+def window_count(layer: Layer, read: Sequence[int], made: Sequence[int], images: int) -> int:
+    """How many places ``windows`` looks at of so many images, at most.
+
+    read, made: shapes [N, …] of what the layer reads and of what it gives, N being any.
+    """
     if isinstance(layer, nn.Linear):
-        rows = images * math.prod(shape[1:-1])
-        return rows // max(1, rows // ROWS)
-    places = max(1, math.prod(shape[2:]) // math.prod(layer.stride))
-    return min(images, max(1, ROWS // places)) * places
+        rows = images * math.prod(read[1:-1])
+        return -(-rows // max(1, rows // ROWS))
+    places = max(1, math.prod(read[2:]) // math.prod(layer.stride))
+    return min(images, max(1, ROWS // places)) * math.prod(made[2:])
 
 
 class InputMoments:
@@ -111,6 +114,9 @@ class MomentsByName(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         return self._inputs[name].second_moments(centred=self._centred)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._inputs
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._inputs)

@@ -23,7 +23,7 @@ from pytorch_quantizer.calibration.calibrate import (
 from pytorch_quantizer.calibration.correction_room import CorrectionRoom
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.covariance import InputMoments, MomentsByName, window_count
-from pytorch_quantizer.calibration.memory import UNLIMITED_MEMORY, MemoryLimit, moments_bytes
+from pytorch_quantizer.calibration.memory import UNLIMITED_MEMORY, MemoryLimit, Need, moments_bytes
 from pytorch_quantizer.calibration.statistics_file import counted_images, known_statistics, save_statistics
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.operations import layer_nodes
@@ -110,7 +110,7 @@ class Measured:
         self._activations = bool(wanted_statistics(sites))
         self.observers: dict[str, list[Observer]] = {}
         for node, inputs in self._inputs.values():
-            self.observers.setdefault(node, []).append(inputs)
+            self.observers.setdefault(node.all_input_nodes[0].name, []).append(inputs)
 
     def purpose(self, statistics: bool) -> str:
         """Why images are needed, for an error's text; statistics: those of activations too."""
@@ -136,15 +136,16 @@ class Measured:
         where this one has no room for them.
         """
         wanted = self.recipe.correction_images if self._keeps_images else 0
-        room, kept = CorrectionRoom(self.graph, self.device, self.recipe, self.limit), 0
+        room, kept = CorrectionRoom(self.graph, self.device), 0
         for batch in batches:
             images = next(images_of([batch], self.device))
-            self._keep_moments_to_limit(len(images))
             self.count = (self.count or 0) + len(images)
             taken = images[: room.granted(kept, min(wanted - kept, len(images)))]
             if len(taken):
                 self.images.append(taken)
                 kept += len(taken)
+            if self.limit.bytes is not None:
+                self.limit.require(*self._needs(len(images)))
             yield images
 
     def moments(self) -> Mapping[str, Tensor]:
@@ -155,23 +156,22 @@ class Measured:
         centred = any(correction.mends_means for correction in list_corrections(self.recipe))
         return MomentsByName({name: inputs for name, (_, inputs) in self._inputs.items()}, centred=centred)
 
-    def _keep_moments_to_limit(self, images: int) -> None:
-        """Hold the second moments that take most, of batches of so many images, to the limit."""
-        if self.limit.bytes is None or not self._inputs:
-            return
-        nodes = {node.name: node for node in self.graph.graph.nodes}
-        needs = []
-        for name, (read, inputs) in self._inputs.items():
-            rows = window_count(inputs.layer, nodes[read].meta["shape"], images)
-            needs.append((moments_bytes(self.graph, inputs.layer, rows), name))
-        needed, name = max(needs)
-        self.limit.require(needed, f"choosing {name} by its outputs", "weight_clip mse takes less")
+    def _needs(self, images: int) -> list[Need]:
+        """What second moments of batches of so many images take, that take most, and the images that are kept."""
+        kept = sum(batch.nbytes for batch in self.images)
+        needs = [Need(kept, "keeping images for corrections", "fewer correction_images take less")]
+        for name, (node, inputs) in self._inputs.items():
+            read, made = node.all_input_nodes[0].meta["shape"], node.meta["shape"]
+            rows = window_count(inputs.layer, read, made, images)
+            needed = kept + moments_bytes(self.graph, inputs.layer, rows)
+            needs.append(Need(needed, f"choosing {name} by its outputs", "weight_clip mse takes less"))
+        return needs
 
 
 def _inputs_by_weight(
     graph: fx.GraphModule, sites: tuple[Site, ...], cache: ActivationCache | None
-) -> dict[str, tuple[str, InputMoments]]:
-    """For each weight whose range its outputs choose: the node that its layer reads, and what sums that up.
+) -> dict[str, tuple[fx.Node, InputMoments]]:
+    """For each weight whose range its outputs choose: the call of its layer, and what sums up what that reads.
 
     cache: where the sums lie; unless given, on the layer's device.
     """
@@ -179,5 +179,5 @@ def _inputs_by_weight(
     found = {}
     for node, layer in layer_nodes(graph):
         if f"{node.target}.weight" in wanted:
-            found[f"{node.target}.weight"] = (node.all_input_nodes[0].name, InputMoments(layer, cache))
+            found[f"{node.target}.weight"] = (node, InputMoments(layer, cache))
     return found

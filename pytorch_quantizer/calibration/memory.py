@@ -7,11 +7,12 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from pytorch_quantizer.calibration.sampled_windows import weight_rows
 from pytorch_quantizer.errors import InputError
@@ -29,12 +30,22 @@ AT_ONCE = 3  # tensors of each node in training: its value, what a backward pass
 OF_A_QUANTIZER = 2  # more: the mask, and what is dropped
 OF_A_WEIGHT = 26  # tensors of a weight's size: soft weight, share, logit, their gradients, Adam's moments …
 COPIES = 6  # of the network while it is tuned: what learns, the best of it, a trial, and weights as they run
-OF_AN_IMAGE = 12  # tensors of the largest size while activations, batch norms or weights are corrected: 8.3 to 11.2
-OF_A_ROUNDED_IMAGE = 7  # the same while weights are rounded by second moments: 6.1
 MATRICES, TRIED, WINDOWS = 11, 6, 4  # of second moments, of the rows that a search tries, of windows: while rounding
 OBSERVED = 3  # of windows, while second moments are measured
 JUDGED = 8  # of a weight, while a range is judged by its outputs
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its settings
+LEAST_MAPPED, MOST_MAPPED = 2**17, 2**25  # what it begins with, and the most that it comes to by itself
+MAPPED_SHARE = 64
+GRAPH_BYTES = 6 * 2**10  # of each node of a graph and the module that it calls, without tensors: 4.5
 VALUES_OF_A_TRIAL = 2  # of each node, while it is measured what widths cost: the float network's, a trial's
+
+
+class Need(NamedTuple):
+    """bytes: what a stage takes at most. what: which, as the subject of an error. remedy: what takes less."""
+
+    bytes: int
+    what: str
+    remedy: str
 
 
 @dataclass(frozen=True)
@@ -43,12 +54,15 @@ class MemoryLimit:
 
     bytes: int | None = None
 
-    def require(self, needed: int, what: str, remedy: str) -> None:
-        """Raise InputError where ``what`` takes more than the limit."""
-        if self.bytes is not None and needed > self.bytes:
+    def require(self, *needs: Need) -> None:
+        """Raise InputError where the largest of these needs is more than the limit."""
+        if self.bytes is None or not needs:
+            return
+        largest = max(needs, key=lambda need: need.bytes)
+        if largest.bytes > self.bytes:
             raise InputError(
-                f"max_memory must be at least {-(-needed // 2**20)} MiB, which {what} takes, "
-                f"got {self.bytes / 2**20:.0f} MiB; {remedy}"
+                f"max_memory must be at least {-(-largest.bytes // 2**20)} MiB, which {largest.what} takes, "
+                f"got {self.bytes // 2**20} MiB; {largest.remedy}"
             )
 
 
@@ -62,8 +76,32 @@ def release_memory(*, cycles: bool = False) -> None:
     """
     if cycles:
         gc.collect()
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextmanager
+def large_tensors_given_back(limit: int | None) -> Iterator[None]:
+    """Have glibc give the memory of tensors above a MAPPED_SHARE of the limit back to the system once they are freed.
+
+    By itself it comes to keep tensors of up to 32 MiB, in whose gaps others don't fit: several times what is in use.
+    Smaller ones stay with it, as what is given back takes time to get again. Elsewhere, and without a limit, nothing.
+    """
+    if limit is None:
+        yield
+        return
+    _keep_freed_below(min(max(limit // MAPPED_SHARE, LEAST_MAPPED), MOST_MAPPED))
+    try:
+        yield
+    finally:
+        _keep_freed_below(MOST_MAPPED)
+
+
+def _keep_freed_below(size: int) -> None:
+    with suppress(OSError, AttributeError, TypeError):
+        malloc = ctypes.CDLL(None)
+        for setting in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD):
+            malloc.mallopt(setting, size)
 
 
 def networks_bytes(network: nn.Module, copies: int = NETWORKS) -> int:
@@ -79,26 +117,15 @@ def block_bytes(model: QuantizedModel, block: Block, batch: int) -> int:
     return BESIDE + networks_bytes(model) + FLOAT_BYTES * (batch * values + OF_A_WEIGHT * weights)
 
 
-def largest_need(model: QuantizedModel, blocks: Sequence[Block], batch: int) -> tuple[int, str]:
-    """(bytes, name) of the block that takes most. Raises ValueError where there is no block."""
-    return max((block_bytes(model, block, batch), block.name) for block in blocks)
+def largest_need(model: QuantizedModel, blocks: Sequence[Block], batch: int) -> Need:
+    """That of the block that takes most. Raises ValueError where there is no block."""
+    needed, name = max((block_bytes(model, block, batch), block.name) for block in blocks)
+    return Need(needed, f"learning the block {name}", "a smaller reconstruction_batch takes less")
 
 
 def tuning_bytes(model: QuantizedModel, batch: int) -> int:
     """Bytes that training scales, biases and steps of the whole network takes at most, images in files not counted."""
     return BESIDE + networks_bytes(model, COPIES) + FLOAT_BYTES * batch * _trained_values(model, model.graph.nodes)
-
-
-def correction_bytes(graph: fx.GraphModule, images: int, *, walks: bool, rounded: int = 0) -> int:
-    """Bytes that corrections on so many images take at most. walks: activations, batch norms or weights are corrected.
-    rounded: what ``rounding_bytes`` tells.
-    """
-    return BESIDE + FREED + networks_bytes(graph) + rounded + images * image_bytes(graph, walks=walks)
-
-
-def image_bytes(graph: fx.GraphModule, *, walks: bool) -> int:
-    """What corrections take for each image."""
-    return (OF_AN_IMAGE if walks else OF_A_ROUNDED_IMAGE) * FLOAT_BYTES * largest_size(graph)
 
 
 def rounding_bytes(layer: Layer, rows: int) -> int:
@@ -120,18 +147,17 @@ def moments_bytes(graph: fx.GraphModule, layer: Layer, rows: int) -> int:
     return BESIDE + FREED + networks_bytes(graph, 1) + groups * max(seen, judged)
 
 
-def width_bytes(graph: fx.GraphModule, images: int, widths: int) -> int:
-    """Bytes that measuring what widths cost takes at most: each weight at each, every value of a batch of images."""
-    values = VALUES_OF_A_TRIAL * images * sum(map(_size, graph.graph.nodes))
-    return BESIDE + FREED + networks_bytes(graph, 1 + widths) + FLOAT_BYTES * values
+def width_bytes(graph: fx.GraphModule, batches: Sequence[Tensor], widths: int, graphs: int) -> int:
+    """Bytes that measuring what widths cost on these images takes at most.
+
+    Each weight at each width, so many graphs at a time, every value of a batch, and the images.
+    """
+    values = VALUES_OF_A_TRIAL * max(map(len, batches)) * sum(map(size_of, graph.graph.nodes))
+    beside = graphs * GRAPH_BYTES * len(graph.graph.nodes) + sum(images.nbytes for images in batches)
+    return BESIDE + FREED + networks_bytes(graph, 1 + widths) + beside + FLOAT_BYTES * values
 
 
-def largest_size(graph: fx.GraphModule) -> int:
-    """The number of values of the largest tensor, for one image."""
-    return max(map(_size, graph.graph.nodes))
-
-
-def _size(node: fx.Node) -> int:
+def size_of(node: fx.Node) -> int:
     """The number of values of a node for one image."""
     return math.prod((node.meta.get("shape") or ())[1:])
 
@@ -141,5 +167,5 @@ def _trained_values(model: QuantizedModel, nodes: Iterable[fx.Node]) -> int:
     values = 0
     for node in nodes:
         more = OF_A_QUANTIZER if quantizer_of(model, node) is not None else 0
-        values += (AT_ONCE + more) * _size(node)
+        values += (AT_ONCE + more) * size_of(node)
     return values

@@ -20,7 +20,7 @@ from pytorch_quantizer.calibration.calibrate import device_of
 from pytorch_quantizer.calibration.finished_blocks import FinishedBlocks
 from pytorch_quantizer.calibration.frontier import Frontier
 from pytorch_quantizer.calibration.learned_block import LearnedBlock, weight_quantizer_of
-from pytorch_quantizer.calibration.memory import MemoryLimit, largest_need, release_memory
+from pytorch_quantizer.calibration.memory import MemoryLimit, Need, largest_need, release_memory
 from pytorch_quantizer.environment import free_memory
 from pytorch_quantizer.graph.biases import accumulators, renew_biases
 from pytorch_quantizer.graph.blocks import Block, list_blocks
@@ -72,8 +72,7 @@ def reconstruct(
     Raises InputError where max_memory is less than one block needs.
     """
     recipe, schedule = model.recipe, schedule_of(model.recipe)
-    patterns = [name.strip() for name in recipe.reconstruction_blocks.split(",") if name.strip()]
-    blocks = list_blocks(model, single_layers=recipe.reconstruction == "layer", patterns=patterns)
+    blocks = blocks_of(model)
     if not blocks:
         return []
     _keep_to(max_memory, cache, largest_need(model, blocks, schedule.batch))
@@ -176,6 +175,13 @@ def schedule_of(recipe: Recipe) -> Schedule:
     return Schedule(recipe.reconstruction_iterations, recipe.reconstruction_batch, recipe.reconstruction_drop)
 
 
+def blocks_of(model: QuantizedModel) -> list[Block]:
+    """The blocks that the model's recipe has it learned in, in the order of execution."""
+    recipe = model.recipe
+    patterns = [name.strip() for name in recipe.reconstruction_blocks.split(",") if name.strip()]
+    return list_blocks(model, single_layers=recipe.reconstruction == "layer", patterns=patterns)
+
+
 def learnable_layers(model: QuantizedModel) -> tuple[dict[str, Any], dict[str, str]]:
     """(the layers whose rounding can be learned, by path; and for the others why not)."""
     calls = Counter(str(node.target) for node, _ in layer_nodes(model))
@@ -219,15 +225,13 @@ def _originals(
     return found
 
 
-def _keep_to(max_memory: int | None, cache: ActivationCache, need: tuple[int, str]) -> None:
+def _keep_to(max_memory: int | None, cache: ActivationCache, need: Need) -> None:
     """Leave the cache what a block's training doesn't need; unless told otherwise, of half the memory that is free."""
-    needed, block = need
     if max_memory is None:
-        cache.restrict(max((free_memory() + cache.used) / 2 - needed, 0))
+        cache.restrict(max((free_memory() + cache.used) / 2 - need.bytes, 0))
         return
-    remedy = "a smaller reconstruction_batch takes less"
-    MemoryLimit(max_memory).require(needed, f"learning the block {block}", remedy)
-    cache.restrict(max_memory - needed)
+    MemoryLimit(max_memory).require(need)
+    cache.restrict(max_memory - need.bytes)
 
 
 def _bar(blocks: list[Block], schedule: Schedule, progress: bool) -> Any:

@@ -16,21 +16,27 @@ from torch import Tensor, fx
 from pytorch_quantizer.calibration.activation_cache import ActivationCache, Rows
 from pytorch_quantizer.calibration.calibrate import images_of
 from pytorch_quantizer.calibration.finished_blocks import FinishedBlocks, identity_of
-from pytorch_quantizer.calibration.reconstruct import Reconstruction, learnable_layers, reconstruct
+from pytorch_quantizer.calibration.memory import Need, largest_need
+from pytorch_quantizer.calibration.reconstruct import (
+    Reconstruction,
+    blocks_of,
+    learnable_layers,
+    reconstruct,
+    schedule_of,
+)
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
 
 
 class ReconstructionRun:
-    """What a recipe asks for, or nothing. max_memory: bytes; resume: a folder for finished blocks.
+    """What a recipe asks for, or nothing. max_memory: bytes; resume: a folder for finished blocks, where it is made.
 
-    Raises InputError for a max_memory that is no number of bytes, and where either is given and nothing is learned.
+    Raises InputError where the folder can't be.
     """
 
     def __init__(self, recipe: Recipe, max_memory: int | None, resume: str | Path | None) -> None:
         self.is_asked = recipe.reconstruction != "none"
-        check_limits(recipe, max_memory, resume)
         self._wanted = recipe.reconstruction_images
         self._max_memory, self._resume = max_memory, None if resume is None else Path(resume)
         if self._resume is not None:
@@ -62,6 +68,11 @@ class ReconstructionRun:
         while self.is_asked and batches is not None and (self._images is None or self._images.written < self._wanted):
             if next(batches, None) is None:
                 return
+
+    def needs(self, model: QuantizedModel) -> list[Need]:
+        """What learning the simulated model takes: the block that takes most."""
+        blocks = blocks_of(model) if self.is_asked else []
+        return [largest_need(model, blocks, schedule_of(model.recipe).batch)] if blocks else []
 
     def carry_out(
         self, model: QuantizedModel, graph: fx.GraphModule, scales: Mapping[str, Tensor], *, progress: bool

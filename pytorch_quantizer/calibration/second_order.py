@@ -50,7 +50,7 @@ def round_weights(
     A row's codes are kept where its outputs' error on the images is below nearest rounding's. Layers that are called
     more than once, and those of more than MOST_INPUTS inputs, keep nearest rounding.
     """
-    targets = _targets(model)
+    targets = layers_to_round(model)
     simulated, expected = Stepper(model, batches), Stepper(graph, batches)
     originals = {node.name: node for node in graph.graph.nodes}
     own = model.recipe.weight_rounding == "gptq"  # its own outputs are what is wanted, not the float network's
@@ -68,7 +68,7 @@ def round_weights(
     return done
 
 
-def has_few_inputs(layer: Layer) -> bool:
+def _has_few_inputs(layer: Layer) -> bool:
     """Whether an output has no more inputs than second moments are kept of."""
     return weight_rows(layer, layer.weight).shape[2] <= MOST_INPUTS
 
@@ -83,7 +83,7 @@ def windows_seen(node: fx.Node, layer: Layer, batch: int, images: int) -> int:
     return batch * min(places, -(-ROWS // max(1, images)))
 
 
-def _targets(model: QuantizedModel) -> dict[fx.Node, Layer]:
+def layers_to_round(model: QuantizedModel) -> dict[fx.Node, Layer]:
     """The calls of layers whose weights are rounded."""
     calls = Counter(str(node.target) for node, _ in layer_nodes(model))
     return {
@@ -91,7 +91,7 @@ def _targets(model: QuantizedModel) -> dict[fx.Node, Layer]:
         for node, layer in layer_nodes(model)
         if calls[str(node.target)] == 1
         and isinstance(getattr(layer, "weight_quantizer", None), IntQuantizer)
-        and has_few_inputs(layer)
+        and _has_few_inputs(layer)
     }
 
 

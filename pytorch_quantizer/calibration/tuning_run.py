@@ -13,7 +13,7 @@ from torch import fx
 
 from pytorch_quantizer.calibration.activation_cache import ActivationCache, Rows
 from pytorch_quantizer.calibration.calibrate import images_of
-from pytorch_quantizer.calibration.memory import MemoryLimit, release_memory, tuning_bytes
+from pytorch_quantizer.calibration.memory import Need, release_memory, tuning_bytes
 from pytorch_quantizer.calibration.tune import tune
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -25,7 +25,6 @@ class TuningRun:
 
     def __init__(self, recipe: Recipe, max_memory: int | None = None) -> None:
         self.recipe, self.is_asked = recipe, recipe.tuning_epochs > 0
-        self._max_memory = max_memory
         self._cache = ActivationCache(math.inf if max_memory is None else 0)
         self._images: Rows | None = None
 
@@ -58,11 +57,12 @@ class TuningRun:
         while self._missing and batches is not None and next(batches, None) is not None:
             pass
 
-    def check_memory(self, model: QuantizedModel) -> None:
-        """Raise InputError where tuning takes more than max_memory: before hours of learning, not behind them."""
-        if self.is_asked:
-            needed = tuning_bytes(model, self.recipe.tuning_batch)
-            MemoryLimit(self._max_memory).require(needed, "tuning the network", "a smaller tuning_batch takes less")
+    def needs(self, model: QuantizedModel) -> list[Need]:
+        """What tuning the simulated model takes."""
+        if not self.is_asked:
+            return []
+        needed = tuning_bytes(model, self.recipe.tuning_batch)
+        return [Need(needed, "tuning the network", "a smaller tuning_batch takes less")]
 
     def carry_out(self, model: QuantizedModel, graph: fx.GraphModule, *, progress: bool) -> list[str]:
         """Tune in place; a sentence about what was done."""

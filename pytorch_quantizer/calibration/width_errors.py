@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from tqdm import tqdm
 
 from pytorch_quantizer.calibration.fit import fit
 from pytorch_quantizer.calibration.measured import Measured
-from pytorch_quantizer.calibration.memory import width_bytes
+from pytorch_quantizer.calibration.memory import Need, release_memory, width_bytes
 from pytorch_quantizer.calibration.stepper import Stepper
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.insert import insert
@@ -25,6 +26,7 @@ from pytorch_quantizer.graph.site import Site
 from pytorch_quantizer.quantization.recipe import Recipe
 
 LEFT_OUT = "left in float while another is measured"
+AT_ONCE = 4  # sites whose trials, a graph for each width, are held: the float network is computed once for all of them
 
 
 @torch.no_grad()
@@ -41,29 +43,47 @@ def width_errors(
 
     Of logits [N, C] the Kullback-Leibler divergence from the float network's, in nats, the mean over the images; of
     other outputs Σ(q − f)² / Σf². measured: statistics that grids are fitted to, and images. reasons: as for place.
-    What lies before a site is computed once a batch.
+    What lies before a site is computed once a batch for AT_ONCE of them.
     Raises InputError where there is no image, for a network that returns several tensors, and where the limit of
     memory that ``measured`` has is less than this takes.
     """
     if not measured.images:
         raise InputError("mixed_precision_criterion measured needs images: give calibration=, an iterable of batches")
-    needed = width_bytes(graph, max(map(len, measured.images)), len(recipes))
-    measured.limit.require(needed, "measuring what widths cost", "smaller batches or fewer correction_images take less")
+    measured.limit.require(_need(graph, measured.images, len(recipes)))
     moments = measured.moments()
     placements = [fit(graph, place(graph, recipe, reasons), measured.statistics, moments) for recipe in recipes]
-    returned = _returned(graph)
-    trials = [[_Trial(graph, sites, name, measured.recipe) for sites in placements] for name in names]
-    errors = [[0.0] * len(recipes) for _ in names]
-    count = sum(len(images) for images in measured.images)
+    errors: list[list[float]] = []
     bar = tqdm(desc="measuring widths", total=len(measured.images) * len(names), delay=1, disable=not progress)
     with bar:
-        for images in measured.images:
-            values = _values(graph, images)
-            for row, trial_row in zip(errors, trials, strict=True):
-                for column, trial in enumerate(trial_row):
-                    found = output_error(values[returned], trial.output(values))
-                    row[column] += found * len(images) / count
-                bar.update()
+        for start in range(0, len(names), AT_ONCE):
+            trials = [
+                [_Trial(graph, sites, name, measured.recipe) for sites in placements]
+                for name in names[start : start + AT_ONCE]
+            ]
+            errors += _errors(graph, trials, measured.images, bar)
+            del trials
+            if measured.limit.bytes is not None:
+                release_memory(cycles=True)
+    return errors
+
+
+def _need(graph: fx.GraphModule, images: Sequence[Tensor], widths: int) -> Need:
+    needed = width_bytes(graph, images, widths, AT_ONCE * widths)
+    return Need(needed, "measuring what widths cost", "smaller batches or fewer correction_images take less")
+
+
+def _errors(
+    graph: fx.GraphModule, trials: Sequence[Sequence[_Trial]], batches: Sequence[Tensor], bar: Any
+) -> list[list[float]]:
+    """The error of each trial, the mean over the images."""
+    returned, count = _returned(graph), sum(map(len, batches))
+    errors = [[0.0] * len(row) for row in trials]
+    for images in batches:
+        values = _values(graph, images)
+        for row, trial_row in zip(errors, trials, strict=True):
+            for column, trial in enumerate(trial_row):
+                row[column] += output_error(values[returned], trial.output(values)) * len(images) / count
+            bar.update()
     return errors
 
 

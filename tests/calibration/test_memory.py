@@ -11,10 +11,8 @@ from reconstruction_runs import RECIPE, learned, same
 from torch import nn
 
 import pytorch_quantizer as pq
-from pytorch_quantizer.calibration import covariance
-from pytorch_quantizer.calibration import reconstruct as module
+from pytorch_quantizer.calibration import covariance, memory
 from pytorch_quantizer.calibration.activation_cache import ActivationCache
-from pytorch_quantizer.calibration.correction_room import CorrectionRoom
 from pytorch_quantizer.calibration.covariance import InputMoments, window_count, windows
 from pytorch_quantizer.calibration.memory import release_memory
 from pytorch_quantizer.calibration.sampled_windows import sampled_windows
@@ -30,14 +28,14 @@ def model():
 class TestReconstruction:
     def test_what_lies_in_files_gives_the_same(self, model, monkeypatch):
         made = []
-        monkeypatch.setattr(module, "largest_need", lambda *_: (2**20, "a … b"))
+        monkeypatch.setattr(memory, "block_bytes", lambda *_: 2**20)
         monkeypatch.setattr(ActivationCache, "restrict", lambda _, limit: made.append(limit))
         found = learned(max_memory=2**20)
         assert made == [0]
         assert same(found, model)
 
     def test_nothing_is_kept_in_memory_beyond_the_limit(self, model, monkeypatch):
-        monkeypatch.setattr(module, "largest_need", lambda *_: (2**20, "a … b"))
+        monkeypatch.setattr(memory, "block_bytes", lambda *_: 2**20)
         kept = []
         room = ActivationCache.room
 
@@ -119,12 +117,10 @@ class TestWhatComesBeforeLearning:
     )
     def test_the_others_do_too(self, fields, named, monkeypatch):
         recipe = SHORT.replace(**fields)
-        if "mixed_precision" in fields:  # what measuring for one image takes is told first, by the room for it
-            monkeypatch.setattr(CorrectionRoom, "_keep_to_limit", lambda *_: None)
         with pytest.raises(InputError, match=named) as stopped:
             learned(recipe, max_memory=2**20)
         limit = least(stopped.value)
-        monkeypatch.setattr(module, "largest_need", lambda *_: (2**20, "a … b"))
+        monkeypatch.setattr(memory, "block_bytes", lambda *_: 2**20)
         assert same(learned(recipe, max_memory=limit), learned(recipe))
         with pytest.raises(InputError, match=named.replace("1 MiB", r"\d+ MiB")):
             learned(recipe, max_memory=limit - 2**20)
@@ -146,15 +142,16 @@ class TestCounts:
     """What needs are computed from, beside what is really looked at."""
 
     @pytest.mark.parametrize("count", [1, 5, 40])
-    @pytest.mark.parametrize("stride", [1, 2])
-    def test_windows_of_a_convolution(self, count, stride):
-        layer, x = nn.Conv2d(3, 4, 3, stride=stride, padding=1), images(count, 3, 32, 32)
-        assert window_count(layer, (2, 3, 32, 32), count) == windows(layer, x).shape[1]
+    @pytest.mark.parametrize(("stride", "size"), [(1, 32), (2, 32), (2, 7)])
+    def test_windows_of_a_convolution(self, count, stride, size):
+        layer, x = nn.Conv2d(3, 4, 3, stride=stride, padding=1), images(count, 3, size, size)
+        assert window_count(layer, x.shape, layer(x).shape, count) == windows(layer, x).shape[1]
 
     @pytest.mark.parametrize("shape", [(7, 5), (40, 1000, 5), (3, 2, 5)])
     def test_windows_of_a_linear_layer(self, shape):
         layer = nn.Linear(5, 4)
-        assert abs(window_count(layer, (2, *shape[1:]), shape[0]) - windows(layer, images(*shape)).shape[1]) <= 1
+        x = images(*shape)
+        assert window_count(layer, x.shape, layer(x).shape, len(x)) == windows(layer, x).shape[1]
 
     @pytest.mark.parametrize("of_all", [40, 400, 40_000])
     def test_sampled_windows(self, of_all):
