@@ -163,13 +163,13 @@ class TestCounts:
         assert seen.shape[1] <= windows_seen(node, layer, batch, of_all) <= 2 * seen.shape[1]
 
 
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="of glibc alone")
 def test_what_is_freed_is_given_back():
     """Tensors of some kilobytes lie one behind another; freed, glibc keeps their pages while something is behind."""
-
-    def resident():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
     kept = [torch.ones(2**12) for _ in range(2**12)]  # 64 MiB
     last = torch.ones(2**12)
     del kept
