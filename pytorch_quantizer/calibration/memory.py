@@ -26,12 +26,15 @@ FLOAT_BYTES, DOUBLE_BYTES = 4, 8
 BESIDE = 48 * 2**20  # what torch takes for itself
 FREED = 16 * 2**20  # what can't be given back, of what stages before learning have freed
 NETWORKS = 2  # the folded float network and the simulated one, beside the user's own
-AT_ONCE = 3  # tensors of each node in training: its value, what a backward pass keeps beside it, its gradient
+TRAINED = 3  # tensors of each node in training: its value, what a backward pass keeps beside it, its gradient
 OF_A_QUANTIZER = 2  # more: the mask, and what is dropped
 OF_A_WEIGHT = 26  # tensors of a weight's size: soft weight, share, logit, their gradients, Adam's moments …
 COPIES = 6  # of the network while it is tuned: what learns, the best of it, a trial, and weights as they run
-MATRICES, TRIED, WINDOWS = 11, 6, 4  # of second moments, of the rows that a search tries, of windows: while rounding
-OBSERVED = 3  # of windows, while second moments are measured
+MATRICES = 11  # of second moments, in float64, while weights are rounded by them
+TRIED = 6  # tensors of all rows that a search tries at once, in float64, meanwhile
+WINDOWS = 4  # of the windows that a layer sees of a batch, meanwhile
+OBSERVED = 3  # of these windows, while second moments are measured
+SUMMED = 3  # of second moments, in float64, while a range is chosen by them
 JUDGED = 8  # of a weight, while a range is judged by its outputs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its settings
 LEAST_MAPPED, MOST_MAPPED = 2**17, 2**25  # what it begins with, and the most that it comes to by itself
@@ -143,7 +146,7 @@ def moments_bytes(graph: fx.GraphModule, layer: Layer, rows: int) -> int:
     """
     groups, outputs, inputs = weight_rows(layer, layer.weight).shape
     seen = FLOAT_BYTES * (OBSERVED * rows * inputs + inputs**2)
-    judged = DOUBLE_BYTES * 3 * inputs**2 + FLOAT_BYTES * (inputs**2 + JUDGED * outputs * inputs)
+    judged = DOUBLE_BYTES * SUMMED * inputs**2 + FLOAT_BYTES * (inputs**2 + JUDGED * outputs * inputs)
     return BESIDE + FREED + networks_bytes(graph, 1) + groups * max(seen, judged)
 
 
@@ -167,5 +170,5 @@ def _trained_values(model: QuantizedModel, nodes: Iterable[fx.Node]) -> int:
     values = 0
     for node in nodes:
         more = OF_A_QUANTIZER if quantizer_of(model, node) is not None else 0
-        values += (AT_ONCE + more) * size_of(node)
+        values += (TRAINED + more) * size_of(node)
     return values

@@ -58,7 +58,8 @@ def tune(
     (reconstruction's blocks), its rate, relative to the size of what is learned, falling to zero along a cosine.
     mirror: images are turned left to right half of the time. What came of it is taken where that distance, over all
     images (and all of them turned), fell in the model as it is stored. No images are held out to tell: what chose the
-    weights before has mostly seen them all, so that they would speak for the model as it was.
+    weights before has mostly seen them all, so that they would speak for the model as it was. A network in which
+    nothing can learn stays as it is.
     Repeats to the bit for equal thread counts.
     Raises InputError for no images, and for mirroring what isn't [N, C, H, W].
     """
@@ -70,6 +71,8 @@ def tune(
     with repeatable_kernels():
         lesson = Lesson(graph, block_outputs(model, graph), block_weight)
         learned = make_trainable(model)
+        if not _groups(learned, learning_rate):
+            return Tuned(*[lesson.mean_loss(model, seen, batch_size, mirror)] * 2, kept=False)
         for _ in tqdm(_passes(learned, lesson, seen, course), "tuning", epochs, leave=False, disable=not progress):
             pass
         trial = deepcopy(model)

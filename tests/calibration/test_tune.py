@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from networks import images, network
+from networks import images, network, sequence
 from torch import nn
 
 import pytorch_quantizer as pq
@@ -199,6 +199,11 @@ class TestAsAStepOfARecipe:
             pq.quantize(block(), self.FEW, CALIBRATION, max_memory=10 * 2**20, progress=False)
         least = int(re.search(r"least (\d+) MiB", str(said.value))[1])
         pq.quantize(block(), self.FEW, CALIBRATION, max_memory=least * 2**20, progress=False)
+
+    def test_a_network_in_which_nothing_can_learn_stays_as_it_is(self):
+        net, recipe = sequence(nn.ReLU(), nn.Flatten()), pq.Recipe(tuning_epochs=1, activations="int4")
+        model = pq.quantize(net, recipe, images(4, 3, 8, 8), progress=False)
+        assert any("left as they were" in note for note in model.meta["notes"])
 
     def test_images_of_several_sizes(self):
         with pytest.raises(InputError, match=r"learning needs images of one size, got \[3, 9, 9\] behind \[3, 8, 8\]"):
