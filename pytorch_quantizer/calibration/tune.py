@@ -72,7 +72,8 @@ def tune(
         lesson = Lesson(graph, block_outputs(model, graph), block_weight)
         learned = make_trainable(model)
         if not _groups(learned, learning_rate):
-            return Tuned(*[lesson.mean_loss(model, seen, batch_size, mirror)] * 2, kept=False)
+            distance = lesson.mean_loss(model, seen, batch_size, mirror)
+            return Tuned(distance, distance, kept=False)
         for _ in tqdm(_passes(learned, lesson, seen, course), "tuning", epochs, leave=False, disable=not progress):
             pass
         trial = deepcopy(model)
