@@ -43,6 +43,17 @@ def load_settings(text: str) -> Any:
         raise yaml.YAMLError(str(error)) from error
 
 
+def load_commented_yaml(text: str) -> Any:
+    """``load_settings`` without the keys that start with '_', at any depth: those are comments."""
+    return _without_comments(load_settings(text))
+
+
 def dump_settings(values: Any) -> str:
     """Plain values as YAML, mappings in their own order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+def _without_comments(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_comments(inner) for key, inner in value.items() if not str(key).startswith("_")}
+    return [_without_comments(inner) for inner in value] if isinstance(value, list) else value

@@ -15,7 +15,7 @@ import yaml
 
 from pytorch_quantizer import ops
 from pytorch_quantizer.atomic import write_atomically
-from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.errors import InputError, did_you_mean
 from pytorch_quantizer.quantization.allocation_fields import ALLOCATIONS, check_allocation
 from pytorch_quantizer.quantization.bias_correction import ACTIVATION_CORRECTIONS, CORRECTIONS, FORMS
 from pytorch_quantizer.quantization.clipping import CLIPPINGS, check_clipping, usage
@@ -266,7 +266,7 @@ class Recipe:
         known = [f.name for f in fields(cls)]
         for key in values:
             if key not in known:
-                raise InputError(f"{source}: unknown recipe field {key!r}{_did_you_mean(str(key), known)}")
+                raise InputError(f"{source}: unknown recipe field {key!r}{did_you_mean(key, known)}")
         try:
             return cls(**values)
         except InputError as error:
@@ -287,7 +287,7 @@ class Recipe:
         known = [f.name for f in fields(self)]
         for key in changes:
             if key not in known:
-                raise InputError(f"unknown recipe field {key!r}{_did_you_mean(key, known)}")
+                raise InputError(f"unknown recipe field {key!r}{did_you_mean(key, known)}")
         return replace(self, **changes)
 
     def matching(self, layer: str) -> list[Override]:
@@ -326,9 +326,4 @@ def _as_override(entry: Override | dict[str, Any]) -> Override:
 
 def _check_member(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{_did_you_mean(value, allowed)}")
-
-
-def _did_you_mean(word: str, known: list[str] | tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(str(word), known, n=1)
-    return f" (did you mean {close[0]!r}?)" if close else f"; known: {', '.join(known)}"
+        raise InputError(f"{name} must be one of {', '.join(allowed)}, got {value!r}{did_you_mean(value, allowed)}")

@@ -17,10 +17,10 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.inference_config import BUNDLED, InferenceConfig, ResolvedConfig, resolved
 from pytorch_quantizer.models import default_preprocessing
 from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.settings_text import load_commented_yaml
 from pytorch_quantizer.sweeps.point import Point
 from pytorch_quantizer.sweeps.recipes import parse_recipes
 from pytorch_quantizer.sweeps.settings import Settings, expanded
-from pytorch_quantizer.training.flags import load_commented_yaml
 
 KEYS = ("settings", "datasets", "models", "recipes", "seeds", "points")
 GRID = ("datasets", "models", "recipes", "seeds")

@@ -5,7 +5,6 @@ What the settings mean is config.py's.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 import jsonargparse
@@ -14,19 +13,22 @@ import yaml
 from pytorch_quantizer.command_line import HelpFormatter
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.flag_parser import Parser
-from pytorch_quantizer.settings_text import load_settings
-from pytorch_quantizer.training.config import Augmentation, Qat, TrainingConfig
-
-GROUPS = {"augmentation": Augmentation, "qat": Qat}
+from pytorch_quantizer.settings_text import load_commented_yaml
+from pytorch_quantizer.training.config import TrainingConfig
+from pytorch_quantizer.training.given import MEMBERS, read_given
 
 
 def parse_training(arguments: Sequence[str], description: str | None = None) -> TrainingConfig:
     """Read flags over the file of ``--config`` over defaults; keys of the file that start with '_' are comments.
 
-    Raises InputError for settings that aren't known or out of their rule.
+    Raises InputError for settings that aren't known or out of their rule, naming the file that they stand in.
     """
-    given = [_underscored(argument) for argument in arguments]
-    config: TrainingConfig = jsonargparse.auto_cli(TrainingConfig, args=given, **_parsing(description))
+    underscored = [_underscored(argument) for argument in arguments]
+    given = read_given(underscored)
+    try:
+        config: TrainingConfig = jsonargparse.auto_cli(TrainingConfig, args=underscored, **_parsing(description))
+    except InputError as error:
+        raise given.placed(error) from error
     return config
 
 
@@ -59,25 +61,14 @@ class _TrainingParser(Parser):
         except UnicodeDecodeError as error:
             given = " ".join(args or ())
             raise InputError(f"a config file must be UTF-8 text, YAML or JSON; given was {given}") from error
-        for name, group in GROUPS.items():
+        for name, members in MEMBERS.items():
             if not isinstance(parsed.get(name), jsonargparse.Namespace):
-                known = ", ".join(entry.name for entry in fields(group))
+                known = ", ".join(members)
                 raise InputError(f"{name} must be a mapping that may hold {known}; got {parsed.get(name)!r}")
         return parsed
-
-
-def load_commented_yaml(text: str) -> Any:
-    """Read YAML (or JSON) and leave out keys that start with '_', at any depth."""
-    return _without_comments(load_settings(text))
 
 
 def _underscored(argument: str) -> str:
     """Let --batch-size mean --batch_size, which is what a config file calls it."""
     flag, equals, value = argument.partition("=")
     return (flag.replace("-", "_").replace("__", "--", 1) if flag.startswith("--") else flag) + equals + value
-
-
-def _without_comments(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_comments(inner) for key, inner in value.items() if not str(key).startswith("_")}
-    return [_without_comments(inner) for inner in value] if isinstance(value, list) else value
