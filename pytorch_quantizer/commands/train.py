@@ -29,7 +29,9 @@ from pathlib import Path
 import jsonargparse
 
 from pytorch_quantizer.commands.report_flag import check_report, take_report_flag, write_report_of
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.training import TrainingConfig, train
+from pytorch_quantizer.training.config import written_paths
 from pytorch_quantizer.training.flags import parse_training, training_parser
 
 
@@ -37,7 +39,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Train as the flags and the config say and print what came out."""
     given, page = take_report_flag(sys.argv[1:] if arguments is None else arguments)
     check_report(page)
-    report = train(parse(given))
+    config = parse(given, page)
+    _check_page(page, config)
+    report = train(config)
     test = report["test"]
     scores = ", ".join(f"{name} {test[name]['macro']:.4f}" for name in ("precision", "recall", "f1"))
     print(f"test: top-1 {test['top1']:.2%} of {test['samples']} images; macro {scores}")
@@ -48,11 +52,17 @@ def main(arguments: list[str] | None = None) -> None:
     write_report_of(page, Path(report["config"]["output"]).with_suffix(".json"))
 
 
-def parse(arguments: list[str]) -> TrainingConfig:
-    """Read flags over config file over defaults; keys that start with '_' are comments."""
-    return parse_training(arguments, __doc__)
+def parse(arguments: list[str], page: Path | None = None) -> TrainingConfig:
+    """Read flags over config file over defaults; keys that start with '_' are comments. page: what --report writes."""
+    return parse_training(arguments, __doc__, page=page)
 
 
 def parser() -> jsonargparse.ArgumentParser:
     """The flags: TrainingConfig's fields."""
     return training_parser(__doc__)
+
+
+def _check_page(page: Path | None, config: TrainingConfig) -> None:
+    for name, path in written_paths(config).items():
+        if page is not None and page.resolve() == path.resolve():
+            raise InputError(f"--report {page} is where training writes {name}: give another file, ending in .html")

@@ -2,6 +2,7 @@
 How it is carried out lives in session.py.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -194,3 +195,40 @@ def epochs_path(config: TrainingConfig) -> Path:
 def state_path(config: TrainingConfig) -> Path:
     """Give the file of what an interrupted run goes on from."""
     return weights_path(config).with_suffix(".state.safetensors")
+
+
+def report_path(config: TrainingConfig) -> Path:
+    """Give the file of what was measured in the end."""
+    return weights_path(config).with_suffix(".json")
+
+
+def written_paths(config: TrainingConfig) -> dict[str, Path]:
+    """Give every file that training writes, by what it is."""
+    return {
+        "its weights": weights_path(config),
+        "its report": report_path(config),
+        "its best epoch": best_path(config),
+        "its table of epochs": epochs_path(config),
+        "its state": state_path(config),
+    }
+
+
+def require_kept(config: TrainingConfig, files: Iterable[Path] = (), page: Path | None = None) -> None:
+    """Raise InputError where training would write over a file that it reads: config, checkpoint or recipe.
+
+    files: those of the config. page: what --report writes.
+    """
+    read = [("the config", file) for file in files]
+    read += [(f"the {name}", getattr(config, name)) for name in ("checkpoint", "recipe")]
+    written = written_paths(config) | ({} if page is None else {"the page of --report": page})
+    for what, file in read:
+        for name, path in written.items():
+            if file is not None and _is_one_file(Path(file).expanduser(), path):
+                raise InputError(
+                    f"{file}, {what}, would be lost: training to {weights_path(config)} writes {name} to {path}; "
+                    f"give another --{'report' if path == page else 'output'}, or move {what} elsewhere"
+                )
+
+
+def _is_one_file(read: Path, written: Path) -> bool:
+    return read.is_file() and written.is_file() and read.samefile(written)

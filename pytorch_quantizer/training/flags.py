@@ -5,6 +5,7 @@ What the settings mean is config.py's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import jsonargparse
@@ -14,14 +15,17 @@ from pytorch_quantizer.command_line import HelpFormatter
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.flag_parser import Parser
 from pytorch_quantizer.settings_text import load_commented_yaml
-from pytorch_quantizer.training.config import TrainingConfig
+from pytorch_quantizer.training.config import TrainingConfig, require_kept
 from pytorch_quantizer.training.given import MEMBERS, read_given
 
 
-def parse_training(arguments: Sequence[str], description: str | None = None) -> TrainingConfig:
+def parse_training(
+    arguments: Sequence[str], description: str | None = None, *, page: Path | None = None
+) -> TrainingConfig:
     """Read flags over the file of ``--config`` over defaults; keys of the file that start with '_' are comments.
 
-    Raises InputError for settings that aren't known or out of their rule, naming the file that they stand in.
+    page: what --report writes. Raises InputError for settings that aren't known or out of their rule, naming the file
+    that they stand in, and where training or the page would write over a file that is read.
     """
     underscored = [_underscored(argument) for argument in arguments]
     given = read_given(underscored)
@@ -29,6 +33,7 @@ def parse_training(arguments: Sequence[str], description: str | None = None) -> 
         config: TrainingConfig = jsonargparse.auto_cli(TrainingConfig, args=underscored, **_parsing(description))
     except InputError as error:
         raise given.placed(error) from error
+    require_kept(config, given.files, page)
     return config
 
 

@@ -27,7 +27,14 @@ from pytorch_quantizer.logbook import LogFlags, open_logbooks
 from pytorch_quantizer.models import default_preprocessing
 from pytorch_quantizer.repeatable import repeatable_kernels
 from pytorch_quantizer.training.augmentation import augment
-from pytorch_quantizer.training.config import TrainingConfig, best_path, state_path, weights_path
+from pytorch_quantizer.training.config import (
+    TrainingConfig,
+    best_path,
+    report_path,
+    require_kept,
+    state_path,
+    weights_path,
+)
 from pytorch_quantizer.training.epoch_log import EXPERIMENT, EpochLog, log_training
 from pytorch_quantizer.training.pupil import Pupil, make_pupil
 from pytorch_quantizer.training.saved import identity_of, load_state, load_weights, save_state, save_weights
@@ -52,10 +59,12 @@ def train(config: TrainingConfig, *, progress: bool = True) -> dict[str, Any]:
 
     After each epoch its state is written, from which the same call goes on after an interruption, to the same bytes as
     without; and the network of the best so far, by the validation images. The test split is measured once, of what is
-    written; nothing is chosen by it. Raises InputError for data or a device that isn't there, for a state of other
-    settings or whose best network is gone, and for a loss that stops being a number.
+    written; nothing is chosen by it. Raises InputError for data or a device that isn't there, for a file that it reads
+    and would write over, for a state of other settings or whose best network is gone, and for a loss that stops being
+    a number.
     """
     start = time.perf_counter()
+    require_kept(config)
     require_writable(weights_path(config))
     logbooks = open_logbooks(LogFlags(config.tensorboard, config.mlflow), EXPERIMENT)
     with _repeatable(config):
@@ -222,7 +231,7 @@ def _save(session: Session, network: nn.Module, report: dict[str, Any]) -> None:
     else:
         test = {name: report["test"][name] for name in ("samples", "top1")}
         save_weights(network, path, config, session.data, test=test)
-    write_atomically(path.with_suffix(".json"), (json.dumps(report, indent=1) + "\n").encode())
+    write_atomically(report_path(config), (json.dumps(report, indent=1) + "\n").encode())
     state_path(config).unlink(missing_ok=True)
 
 

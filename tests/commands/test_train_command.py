@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import pytorch_quantizer as pq
+from pytorch_quantizer import training
 from pytorch_quantizer.command_line import run
 from pytorch_quantizer.commands import train as command
 from pytorch_quantizer.models import bundled_checkpoint
@@ -142,6 +143,86 @@ class TestMistakes:
         monkeypatch.setattr(command, "train", bug)
         with pytest.raises(ZeroDivisionError):
             run("pq train", lambda: command.main([]))
+
+
+class TestFilesThatAreRead:
+    """None is written over: not the config, the checkpoint or the recipe, whichever file of training it would be."""
+
+    @pytest.fixture(autouse=True)
+    def untrained(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("pytorch_quantizer.training.session._run_epochs", lambda *_: pytest.fail("trained"))
+
+    def lost(self, capsys, arguments, *said):
+        assert exit_code([*arguments, "--epochs", "1", "--device", "cpu"]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        for part in said:
+            assert part in error
+
+    @pytest.mark.parametrize(
+        "name", ["a.json", "a.epochs.csv", "a.safetensors", "a.best.safetensors", "a.state.safetensors"]
+    )
+    def test_a_config_that_an_output_would_be(self, tmp_path, capsys, name):
+        (tmp_path / name).write_text("batch_size: 8\n")
+        self.lost(
+            capsys,
+            ["--config", name, "--output", "a.safetensors"],
+            f"{name}, the config, would be lost",
+            "give another",
+        )
+        assert (tmp_path / name).read_text() == "batch_size: 8\n"
+
+    def test_an_output_that_the_config_names_itself(self, tmp_path, capsys):
+        (tmp_path / "mine.json").write_text('{"output": "sub/../mine.safetensors"}')
+        (tmp_path / "sub").mkdir()
+        self.lost(capsys, ["--config", "mine.json"], "training to sub/../mine.safetensors writes its report to")
+
+    def test_a_config_under_another_name(self, tmp_path, capsys):
+        (tmp_path / "real.json").write_text("{}")
+        (tmp_path / "mine.json").symlink_to("real.json")
+        self.lost(capsys, ["--config", "mine.json", "--output", "real.safetensors"], "writes its report to real.json")
+        self.lost(capsys, ["--config", "real.json", "--output", "mine.safetensors"], "writes its report to mine.json")
+
+    def test_settings_of_a_group(self, tmp_path, capsys):
+        (tmp_path / "moves.json").write_text('{"shift": 1}')
+        self.lost(capsys, ["--augmentation", "moves.json", "--output", "moves.safetensors"], "moves.json, the config, ")
+
+    def test_checkpoint_and_recipe(self, tmp_path, capsys):
+        weights = tmp_path / "net.best.safetensors"
+        weights.write_bytes(bundled_checkpoint("digits_resnet20").read_bytes())
+        self.lost(
+            capsys,
+            ["--checkpoint", str(weights), "--output", "net.safetensors"],
+            "the checkpoint, would be lost: training to net.safetensors writes its best epoch to net.best.safetensors",
+        )
+        (tmp_path / "r.json").write_text('{"weights": "int4"}')
+        flags = ["--recipe", "r.json", "--checkpoint", str(weights), "--output", "r.safetensors"]
+        self.lost(capsys, flags, "r.json, the recipe, would be lost")
+
+    def test_a_page(self, tmp_path, capsys):
+        (tmp_path / "mine.json").write_text("{}")
+        self.lost(
+            capsys, ["--config", "mine.json", "--report", "mine.json"], "the page of --report", "another --report"
+        )
+        self.lost(
+            capsys,
+            ["--output", "a.safetensors", "--report", "a.json"],
+            "--report a.json is where training writes its re",
+        )
+
+    def test_programs_are_told_as_well(self, tmp_path):
+        weights = tmp_path / "net.safetensors"
+        weights.write_bytes(bundled_checkpoint("digits_resnet20").read_bytes())
+        with pytest.raises(pq.InputError, match="the checkpoint, would be lost"):
+            training.train(TrainingConfig(checkpoint=weights, output=weights))
+
+
+def test_a_config_beside_the_output_is_kept(tmp_path):
+    (tmp_path / "mine.yaml").write_text("epochs: 1\ndevice: cpu\n")
+    command.main(["--config", str(tmp_path / "mine.yaml"), "--output", str(tmp_path / "mine.safetensors")])
+    assert (tmp_path / "mine.yaml").read_text() == "epochs: 1\ndevice: cpu\n"
+    assert (tmp_path / "mine.json").is_file()
 
 
 def test_trains_and_says_what_came_out(tmp_path, capsys):
