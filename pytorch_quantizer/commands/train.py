@@ -19,12 +19,14 @@
 A config file is YAML or JSON; keys that begin with an underscore, such as _comment, are comments anywhere in it.
 After each epoch accuracy, precision, recall and F1 are measured on validation images, and OUTPUT.state.safetensors is
 written: the same command goes on from there after an interruption, and ends with the same bytes as without.
-OUTPUT.best.safetensors is the epoch that was best on validation images; OUTPUT is the last, unless --keep best.
+OUTPUT.best.safetensors is the epoch that was best on validation images, of equals the earliest; OUTPUT is the last,
+unless --keep best.
 --report FILE writes the curves as one HTML page, too.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jsonargparse
 
@@ -42,13 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     config = parse(given, page)
     _check_page(page, config)
     report = train(config)
-    test = report["test"]
-    scores = ", ".join(f"{name} {test[name]['macro']:.4f}" for name in ("precision", "recall", "f1"))
-    print(f"test: top-1 {test['top1']:.2%} of {test['samples']} images; macro {scores}")
-    best = report["best_epoch"]
-    said = "" if best is None else f"; best on validation images was {best}"
-    written = f"epoch {report['written_epoch']} of {report['config']['epochs']}{said}"
-    print(f"wrote {report['config']['output']} ({written}) and the report beside it, .json; {report['seconds']:.0f} s")
+    print("\n".join(_summary(report)))
     write_report_of(page, Path(report["config"]["output"]).with_suffix(".json"))
 
 
@@ -60,6 +56,30 @@ def parse(arguments: list[str], page: Path | None = None) -> TrainingConfig:
 def parser() -> jsonargparse.ArgumentParser:
     """The flags: TrainingConfig's fields."""
     return training_parser(__doc__)
+
+
+def _summary(report: dict[str, Any]) -> list[str]:
+    """What was trained and how, what the test images say, and what is written."""
+    config, test = report["config"], report["test"]
+    recipe = config["recipe"]
+    how = "in float, without a recipe" if recipe is None else f"with quantization, recipe {recipe}"
+    scores = ", ".join(f"{name} {test[name]['macro']:.4f}" for name in ("precision", "recall", "f1"))
+    written = f"epoch {report['written_epoch']} of {config['epochs']}{_best(report)}"
+    return [
+        f"trained {config['arch']} on {config['dataset']} {how}",
+        f"test: top-1 {test['top1']:.2%} of {test['samples']} images; macro {scores}",
+        f"wrote {config['output']} ({written}) and the report beside it, .json; {report['seconds']:.0f} s",
+    ]
+
+
+def _best(report: dict[str, Any]) -> str:
+    """The best epoch on validation images, and that it is the earliest where others are as good."""
+    best = report["best_epoch"]
+    if best is None:
+        return ""
+    accuracies = [record["validation"]["accuracy"] for record in report["epochs"]]
+    equals = accuracies.count(max(accuracies))
+    return f"; best on validation images was {best}" + (f", the earliest of {equals} equals" if equals > 1 else "")
 
 
 def _check_page(page: Path | None, config: TrainingConfig) -> None:

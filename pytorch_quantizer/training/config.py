@@ -14,6 +14,10 @@ LEARNING_RATE, QAT_LEARNING_RATE = 0.1, 0.01
 KEPT = ("last", "best")
 LOWEST = {"epochs": 1, "batch_size": 1, "image_size": 1, "workers": 0, "threads": 1}
 MOST_THREADS = 1024
+NO_RECIPE = (
+    "qat is of training with quantization, and no recipe says how to quantize: give --recipe NAME or FILE "
+    "(in a config recipe:), or leave qat out to train in float"
+)
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class TrainingConfig:
             (a torchvision network 224 or more, whatever the data set).
         epochs: passes over the training images.
         keep: whose weights are written to output: those of the last epoch, or of the best, by accuracy on the
-            validation images, which are written beside it (.best.safetensors) as well.
+            validation images and of equals the earliest, which are written beside it (.best.safetensors) as well.
         resume: go on behind the last finished epoch of a run with the same settings that was interrupted.
         batch_size: images a step.
         learning_rate: the highest; it rises over the warm-up and falls to 0 along a half cosine. 0.1 unless given, with
@@ -104,7 +108,7 @@ class TrainingConfig:
         augmentation: random changes to the training images.
         seed: decides the initial weights, the validation images, the order and the augmentation.
         device: where to train; the GPU if one works, unless said otherwise.
-        qat: what is particular to training with a recipe.
+        qat: what is particular to training with a recipe; without one only the defaults.
         output: the safetensors file to write, runs/<dataset>_<arch>.safetensors unless given, with a recipe
             runs/<dataset>_<arch>_<recipe>.safetensors; what was measured goes beside it, ending in .json, and of each
             epoch in .epochs.csv; while it trains also what it needs to go on, ending in .state.safetensors.
@@ -146,6 +150,8 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         check_kinds(self)
+        if self.recipe is None and self.qat != Qat():
+            raise InputError(NO_RECIPE)
         if self.learning_rate is None:
             object.__setattr__(self, "learning_rate", LEARNING_RATE if self.recipe is None else QAT_LEARNING_RATE)
         for name, lowest in LOWEST.items():

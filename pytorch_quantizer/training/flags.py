@@ -15,7 +15,7 @@ from pytorch_quantizer.command_line import HelpFormatter
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.flag_parser import Parser
 from pytorch_quantizer.settings_text import load_commented_yaml
-from pytorch_quantizer.training.config import TrainingConfig, require_kept
+from pytorch_quantizer.training.config import NO_RECIPE, TrainingConfig, require_kept
 from pytorch_quantizer.training.given import MEMBERS, read_given
 
 
@@ -31,6 +31,8 @@ def parse_training(
     given = read_given(underscored)
     try:
         config: TrainingConfig = jsonargparse.auto_cli(TrainingConfig, args=underscored, **_parsing(description))
+        if config.recipe is None and given.forgets_recipe():
+            raise InputError(NO_RECIPE)
     except InputError as error:
         raise given.placed(error) from error
     require_kept(config, given.files, page)

@@ -45,6 +45,10 @@ class Given:
         place = self.places.get(name)
         return InputError(f"{place}: {name} {said}") if place else error
 
+    def forgets_recipe(self) -> bool:
+        """Whether qat is given, if only its defaults, and not a word about a recipe; ``recipe: null`` is one."""
+        return "qat" in self.places and "recipe" not in self.places
+
 
 def read_given(arguments: Sequence[str]) -> Given:
     """Read the files that flags name, and whose settings they hold. arguments: flags, spelt with underscores.
@@ -57,9 +61,9 @@ def read_given(arguments: Sequence[str]) -> Given:
     for flag, value in found:
         is_file = os.path.isfile(os.path.expanduser(value))
         files += [Path(value).expanduser()] * is_file
-        places |= dict.fromkeys(_names_in(flag, value), value if is_file else "")
-    named = (argument.partition("=")[0].removeprefix("--") for argument in others if argument.startswith("--"))
-    return Given(tuple(files), places | dict.fromkeys(named, ""))
+        places |= dict.fromkeys(_with_groups(_names_in(flag, value)), value if is_file else "")
+    named = [argument.partition("=")[0].removeprefix("--") for argument in others if argument.startswith("--")]
+    return Given(tuple(files), places | dict.fromkeys(_with_groups(named), ""))
 
 
 def _divided(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:
@@ -77,11 +81,15 @@ def _divided(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]
 def _names_in(flag: str, value: str) -> list[str]:
     """The settings in a file, or in the text that stands for one."""
     group = "" if flag == "config" else flag
-    if _is_pipe(value):  # can be read once, which jsonargparse does
-        return [group] if group else []
-    values = _load(flag, value)
-    names = list(_checked(value, values, group))
-    return [group, *names] if group else names
+    names = [group] if group else []
+    if not _is_pipe(value):  # one can be read once, which jsonargparse does
+        names += _checked(value, _load(flag, value), group)
+    return names
+
+
+def _with_groups(names: Sequence[str]) -> list[str]:
+    """The names, and of qat.norms also qat."""
+    return [*names, *(name.partition(".")[0] for name in names)]
 
 
 def _is_pipe(value: str) -> bool:

@@ -113,7 +113,8 @@ def _require_best(session: Session) -> None:
 
 def _run_epochs(session: Session, log: EpochLog) -> None:
     config, history = session.config, session.history
-    bar = tqdm(total=config.epochs, initial=len(history), desc="train", unit="epoch", disable=not session.progress)
+    desc = "train in float" if config.recipe is None else "train with quantization"
+    bar = tqdm(total=config.epochs, initial=len(history), desc=desc, unit="epoch", disable=not session.progress)
     with bar:
         while len(history) < config.epochs:
             record: dict[str, Any] = {"epoch": len(history) + 1}

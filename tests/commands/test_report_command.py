@@ -117,7 +117,7 @@ class TestTheFlagOfTraining:
 
     def test_writes_the_curves(self, tmp_path, monkeypatch):
         found = training() | {"best_epoch": 5, "written_epoch": 5, "seconds": 1.0}
-        found["config"]["output"] = str(tmp_path / "net.safetensors")
+        found["config"] |= {"output": str(tmp_path / "net.safetensors"), "dataset": "digits", "recipe": None}
         found["test"] |= {name: {"macro": 0.5} for name in ("precision", "recall", "f1")}
         (tmp_path / "net.json").write_text(json.dumps(found))
         monkeypatch.setattr(train, "train", lambda config: found)

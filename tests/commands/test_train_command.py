@@ -51,9 +51,11 @@ class TestSettings:
         assert command.parse(["--config", str(file)]) == TrainingConfig(epochs=7, augmentation=Augmentation(shift=2))
 
     def test_numbers_as_yaml_1_2_writes_them(self, tmp_path):
-        (tmp_path / "config.yaml").write_text("learning_rate: 1e-2\nweight_decay: 5E-4\nqat: {grid_rate: 1.5e0}\n")
+        (tmp_path / "config.yaml").write_text(
+            "recipe: w8a8\nlearning_rate: 1e-2\nweight_decay: 5E-4\nqat: {grid_rate: 1.5e0}\n"
+        )
         config = command.parse(["--config", str(tmp_path / "config.yaml")])
-        assert config == TrainingConfig(learning_rate=0.01, weight_decay=5e-4, qat=Qat(grid_rate=1.5))
+        assert config == TrainingConfig(recipe="w8a8", learning_rate=0.01, weight_decay=5e-4, qat=Qat(grid_rate=1.5))
 
     def test_the_shipped_configs_are_read(self):
         configs = sorted(path for path in CONFIGS.glob("*") if not path.name.startswith("sweep"))
@@ -145,6 +147,39 @@ class TestMistakes:
             run("pq train", lambda: command.main([]))
 
 
+class TestQatWithoutARecipe:
+    """Settings of training with quantization never train in float without a word."""
+
+    SAID = "qat is of training with quantization, and no recipe says how to quantize: give --recipe NAME or FILE"
+
+    @pytest.mark.parametrize(
+        "text", ["qat: {grid_rate: 0.1}", "qat.norms: true", "qat: {}", "recipe: null\nqat.norms: false"]
+    )
+    def test_in_a_file(self, tmp_path, text):
+        (tmp_path / "mine.yaml").write_text(text)
+        with pytest.raises(pq.InputError) as raised:
+            command.parse(["--config", str(tmp_path / "mine.yaml")])
+        assert str(raised.value).startswith(f"{tmp_path / 'mine.yaml'}: {self.SAID}")
+
+    @pytest.mark.parametrize("flags", [["--qat.norms", "true"], ["--qat.grid-rate=0.1"], ["--qat", "{norms: false}"]])
+    def test_by_a_flag(self, flags):
+        with pytest.raises(pq.InputError) as raised:
+            command.parse(flags)
+        assert str(raised.value).startswith(self.SAID)
+        assert command.parse([*flags, "--recipe", "w8a8"]).recipe == "w8a8"
+
+    def test_by_a_program(self):
+        with pytest.raises(pq.InputError, match="qat is of training with quantization"):
+            TrainingConfig(qat=Qat(norms=False))
+        assert TrainingConfig(qat=Qat()).recipe is None
+
+    def test_all_settings_as_they_are_printed_train_in_float(self, tmp_path, capsys):
+        with pytest.raises(SystemExit):
+            command.parse(["--print_config"])
+        (tmp_path / "all.yaml").write_text(capsys.readouterr().out)
+        assert command.parse(["--config", str(tmp_path / "all.yaml")]) == TrainingConfig()
+
+
 class TestFilesThatAreRead:
     """None is written over: not the config, the checkpoint or the recipe, whichever file of training it would be."""
 
@@ -229,9 +264,34 @@ def test_trains_and_says_what_came_out(tmp_path, capsys):
     output = tmp_path / "model.safetensors"
     command.main(["--epochs", "1", "--device", "cpu", "--output", str(output)])
     said = capsys.readouterr().out
+    assert said.startswith("trained resnet20 on digits in float, without a recipe\n")
     assert "test: top-1 " in said
     assert "(epoch 1 of 1; best on validation images was 1)" in said
     assert output.is_file()
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "best", "said"),
+    [
+        ((0.5, 0.9, 0.8), 2, "(epoch 3 of 3; best on validation images was 2)"),
+        ((0.5, 0.9, 0.9), 2, "(epoch 3 of 3; best on validation images was 2, the earliest of 2 equals)"),
+        ((0.7, 0.7, 0.7), 1, "(epoch 3 of 3; best on validation images was 1, the earliest of 3 equals)"),
+    ],
+)
+def test_of_equals_the_earliest_is_said_to_be_it(monkeypatch, capsys, accuracies, best, said):
+    report = {
+        "config": {"arch": "mlp", "dataset": "digits", "recipe": "w8a8", "epochs": 3, "output": "a.safetensors"},
+        "test": {"top1": 0.5, "samples": 2, **{key: {"macro": 0.5} for key in ("precision", "recall", "f1")}},
+        "epochs": [{"epoch": i, "validation": {"accuracy": value}} for i, value in enumerate(accuracies, 1)],
+        "best_epoch": best,
+        "written_epoch": 3,
+        "seconds": 1.0,
+    }
+    monkeypatch.setattr(command, "train", lambda config: report)
+    command.main([])
+    printed = capsys.readouterr().out
+    assert said in printed
+    assert "trained mlp on digits with quantization, recipe w8a8" in printed
 
 
 def test_trains_with_a_recipe(tmp_path):
