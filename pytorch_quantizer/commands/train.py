@@ -19,6 +19,8 @@
 A config file is YAML or JSON; keys that begin with an underscore, such as _comment, are comments anywhere in it.
 After each epoch accuracy, precision, recall and F1 are measured on validation images, and OUTPUT.state.safetensors is
 written: the same command goes on from there after an interruption, and ends with the same bytes as without.
+A run that is finished is not trained again by the same command, which says so and prints its results; --resume false
+trains anew. With other settings another --output is needed, or --resume false.
 OUTPUT.best.safetensors is the epoch that was best on validation images, of equals the earliest; OUTPUT is the last,
 unless --keep best.
 --report FILE writes the curves as one HTML page, too.
@@ -32,7 +34,7 @@ import jsonargparse
 
 from pytorch_quantizer.commands.report_flag import check_report, take_report_flag, write_report_of
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.training import TrainingConfig, train
+from pytorch_quantizer.training import TrainingConfig, finished_report, train
 from pytorch_quantizer.training.config import written_paths
 from pytorch_quantizer.training.flags import parse_training, training_parser
 
@@ -43,8 +45,9 @@ def main(arguments: list[str] | None = None) -> None:
     check_report(page)
     config = parse(given, page)
     _check_page(page, config)
-    report = train(config)
-    print("\n".join(_summary(report)))
+    finished = finished_report(config)
+    report = train(config) if finished is None else finished
+    print("\n".join(_summary(report, finished is not None)))
     write_report_of(page, Path(report["config"]["output"]).with_suffix(".json"))
 
 
@@ -58,17 +61,19 @@ def parser() -> jsonargparse.ArgumentParser:
     return training_parser(__doc__)
 
 
-def _summary(report: dict[str, Any]) -> list[str]:
-    """What was trained and how, what the test images say, and what is written."""
+def _summary(report: dict[str, Any], finished: bool) -> list[str]:
+    """What was trained and how, what the test images say, and what is written, or was by a run finished before."""
     config, test = report["config"], report["test"]
     recipe = config["recipe"]
     how = "in float, without a recipe" if recipe is None else f"with quantization, recipe {recipe}"
     scores = ", ".join(f"{name} {test[name]['macro']:.4f}" for name in ("precision", "recall", "f1"))
     written = f"epoch {report['written_epoch']} of {config['epochs']}{_best(report)}"
+    began = f"finished before, nothing is trained (--resume false trains anew): {config['output']}"
+    wrote = began if finished else f"wrote {config['output']}"
     return [
         f"trained {config['arch']} on {config['dataset']} {how}",
         f"test: top-1 {test['top1']:.2%} of {test['samples']} images; macro {scores}",
-        f"wrote {config['output']} ({written}) and the report beside it, .json; {report['seconds']:.0f} s",
+        f"{wrote} ({written}) and the report beside it, .json; {report['seconds']:.0f} s",
     ]
 
 

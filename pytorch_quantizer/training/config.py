@@ -93,7 +93,8 @@ class TrainingConfig:
         epochs: passes over the training images.
         keep: whose weights are written to output: those of the last epoch, or of the best, by accuracy on the
             validation images and of equals the earliest, which are written beside it (.best.safetensors) as well.
-        resume: go on behind the last finished epoch of a run with the same settings that was interrupted.
+        resume: go on behind the last finished epoch of a run with the same settings that was interrupted; of one that
+            is finished, train nothing and say so. false: train anew.
         batch_size: images a step.
         learning_rate: the highest; it rises over the warm-up and falls to 0 along a half cosine. 0.1 unless given, with
             a recipe 0.01.

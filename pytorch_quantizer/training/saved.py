@@ -89,10 +89,7 @@ def load_state(config: TrainingConfig, identity: Mapping[str, Any], pupil: Pupil
     if not config.resume or not path.is_file():
         return []
     said, tensors = _read(path)
-    known = said["identity"]
-    others = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
-    if others:
-        changed = ", ".join(f"{name} {_shown(known.get(name))}" for name in others)
+    if changed := changed_settings(said["identity"], identity):
         raise InputError(
             f"{path} is of an interrupted run with other settings ({changed}): give those to go on with it, "
             "or --resume false to begin anew"
@@ -128,6 +125,12 @@ def identity_of(config: TrainingConfig, data: ImageDataset) -> dict[str, Any]:
         identity |= {f"recipe.{name}": value for name, value in recipe.items()}
         del identity["recipe"]
     return identity
+
+
+def changed_settings(known: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """What another run's identity has otherwise, as text; "" where it is the same run."""
+    others = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
+    return ", ".join(f"{name} {_shown(known.get(name))}" for name in others)
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pytorch_quantizer.atomic import atomic_path, require_writable, write_atomically
 from pytorch_quantizer.data import ImageDataset, ImageLoader, load_dataset, make_loader
 from pytorch_quantizer.data.download import download
+from pytorch_quantizer.digests import file_digest
 from pytorch_quantizer.environment import choose_device, machine, versions
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import Evaluation, evaluate
@@ -58,19 +59,17 @@ def train(config: TrainingConfig, *, progress: bool = True) -> dict[str, Any]:
     """Train as `config` says, write the network and the report beside it (.json), and return the report.
 
     After each epoch its state is written, from which the same call goes on after an interruption, to the same bytes as
-    without; and the network of the best so far, by the validation images. The test split is measured once, of what is
-    written; nothing is chosen by it. Raises InputError for data or a device that isn't there, for a file that it reads
-    and would write over, for a state of other settings or whose best network is gone, and for a loss that stops being
-    a number.
+    without; and the network of the best so far, by the validation images. After its end the same call trains again:
+    finished_report tells whether there is anything to do. The test split is measured once, of what is written; nothing
+    is chosen by it. Raises InputError for data or a device that isn't there, for a file that it reads and would write
+    over, for a state of other settings or whose best network is gone, and for a loss that stops being a number.
     """
     start = time.perf_counter()
     require_kept(config)
     require_writable(weights_path(config))
     logbooks = open_logbooks(LogFlags(config.tensorboard, config.mlflow), EXPERIMENT)
     with _repeatable(config):
-        if config.download:
-            download(config.dataset, config.data)
-        data, test = _load_split(config, "train"), _load_split(config, "test")
+        data, test = load_split(config, "train"), load_split(config, "test")
         training, validation = split_validation(data, config.validation_fraction, config.seed)
         _check_keep(config, validation)
         pupil = make_pupil(config, data, training, progress)
@@ -171,7 +170,10 @@ def best_epoch(history: list[dict[str, Any]]) -> int | None:
     return number
 
 
-def _load_split(config: TrainingConfig, split: str) -> ImageDataset:
+def load_split(config: TrainingConfig, split: str) -> ImageDataset:
+    """The images of a split as the network sees them, fetched first where the config says so."""
+    if config.download:
+        download(config.dataset, config.data)
     preprocessing = default_preprocessing(config.arch, config.dataset, config.image_size)
     return load_dataset(config.dataset, config.data, split=split, preprocessing=preprocessing)
 
@@ -219,6 +221,7 @@ def _report(session: Session, measured: Evaluation, seconds: float) -> dict[str,
         "best_epoch": best,
         "written_epoch": best if config.keep == "best" else len(session.history),
         "seconds": round(seconds, 1),
+        "identity": session.identity,
         "versions": versions(),
         "machine": machine(choose_device(config.device)),
     }
@@ -232,6 +235,7 @@ def _save(session: Session, network: nn.Module, report: dict[str, Any]) -> None:
     else:
         test = {name: report["test"][name] for name in ("samples", "top1")}
         save_weights(network, path, config, session.data, test=test)
+    report["weights_sha256"] = file_digest(path)
     write_atomically(report_path(config), (json.dumps(report, indent=1) + "\n").encode())
     state_path(config).unlink(missing_ok=True)
 
