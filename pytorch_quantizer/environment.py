@@ -45,7 +45,7 @@ def versions(*optional: str) -> dict[str, str]:
 
 
 def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Processor, cores, threads that torch uses, memory in GiB, and the GPU where one is used."""
+    """Processor, cores, threads that torch uses, system, device, and the GPU where one is used."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -56,6 +56,15 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     if torch.device(device).type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
     return found
+
+
+def machine_line(device: torch.device | str = "cpu") -> str:
+    """``machine`` as a line for people: its numbers say what they count."""
+    found = machine(device)
+    for name in ("cores", "threads"):
+        if found[name] is not None:
+            found[name] = f"{found[name]} {name if found[name] != 1 else name.removesuffix('s')}"
+    return ", ".join(str(value) for value in found.values() if value is not None)
 
 
 def free_memory(device: torch.device | str = "cpu") -> int:

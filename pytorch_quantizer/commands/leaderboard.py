@@ -30,7 +30,7 @@ import pandas as pd
 from pytorch_quantizer.atomic import require_writable, write_atomically
 from pytorch_quantizer.command_line import add_flags, command_parser, from_flags
 from pytorch_quantizer.commands.report_flag import add_report_flag, check_report, write_report_of
-from pytorch_quantizer.environment import choose_device, machine
+from pytorch_quantizer.environment import choose_device, machine_line
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.cells import CellStore, Network
 from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig
@@ -199,8 +199,7 @@ def note_of(given: Config, config: ResolvedConfig) -> str:
         f"mean seconds that quantizing took. Ranges and all that is learned come from {config.calibration_samples} "
         "images, none of them evaluated where the data set has a training split. First and last layer, and what only "
         f"additions read: 8 bits, or as the others where they are wider. Up to W{AFFINE_UP_TO} all weights have zero "
-        "points, first and last layer's too, but for qat's. Machine: "
-        f"{', '.join(map(str, machine(choose_device(given.device)).values()))}"
+        f"points, first and last layer's too, but for qat's. Machine: {machine_line(choose_device(given.device))}"
     )
 
 

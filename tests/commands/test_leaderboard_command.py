@@ -1,5 +1,6 @@
 """pq leaderboard: the files it promises, resumed after an interruption, and cells that fail beside others."""
 
+import re
 from itertools import product
 from types import SimpleNamespace
 
@@ -64,6 +65,7 @@ def test_a_table_and_a_picture_beside_it(unbroken):
     text = (unbroken[0] / "leaderboard.md").read_text()
     assert "| second order | yes | " in text
     assert "Up to W2 all weights have zero points" in text
+    assert re.search(r"Machine: .*, \d+ cores?, \d+ threads?, ", text)
     assert "<html" in (unbroken[0] / "leaderboard.html").read_text()
 
 
