@@ -22,7 +22,8 @@ class Resources:
     max_memory: str | None = field(
         default=None,
         metadata={
-            "help": "memory that learning and what comes before it may take, 512MiB or 2GB; the rest lies in files"
+            "help": "where the recipe asks for reconstruction or tuning: memory that these and all before them may "
+            "take, 512MiB or 2GB; the rest lies in files"
         },
     )
     resume: str | Path | None = field(
