@@ -44,16 +44,17 @@ def load_settings(text: str) -> Any:
 
 
 def load_commented_yaml(text: str) -> Any:
-    """``load_settings`` without the keys that start with '_', at any depth: those are comments."""
-    return _without_comments(load_settings(text))
+    """``load_settings`` without the keys that start with '_': those are comments."""
+    return without_comments(load_settings(text))
+
+
+def without_comments(value: Any) -> Any:
+    """Plain values without keys that begin with an underscore, such as _comment, at any depth."""
+    if isinstance(value, dict):
+        return {key: without_comments(inner) for key, inner in value.items() if not str(key).startswith("_")}
+    return [without_comments(inner) for inner in value] if isinstance(value, list) else value
 
 
 def dump_settings(values: Any) -> str:
     """Plain values as YAML, mappings in their own order."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
-
-
-def _without_comments(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_comments(inner) for key, inner in value.items() if not str(key).startswith("_")}
-    return [_without_comments(inner) for inner in value] if isinstance(value, list) else value

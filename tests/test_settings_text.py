@@ -5,7 +5,7 @@ import math
 import pytest
 import yaml
 
-from pytorch_quantizer.settings_text import dump_settings, load_settings
+from pytorch_quantizer.settings_text import dump_settings, load_settings, without_comments
 
 FLOATS = ["5e-3", "1E5", "-2e+3", "+1e0", "1.5e3", ".5e2", "1.e-2", "1_0.5", "0.5"]
 TEXTS = ["e5", "5e", "1e-", "1e5x", "v1e5", "0x1e5x", "1e5.0", "1e-3 # not", "- 1e5", "e4m3"]
@@ -49,6 +49,12 @@ def test_everything_else_is_as_yaml_has_it():
 )
 def test_json_is_read_as_json_and_flow_style_as_yaml(text, value):
     assert load_settings(text) == value
+
+
+def test_keys_that_begin_with_an_underscore_are_comments_at_any_depth():
+    found = without_comments({"_comment": "x", "a_b": [{"_": 1, "c": "_d"}, "_e"], 5: {"_comment_x": {"f": 1}}})
+    assert found == {"a_b": [{"c": "_d"}, "_e"], 5: {}}
+    assert without_comments(None) is None
 
 
 @pytest.mark.parametrize("text", ["{a: [", '{\n\t"a": }', "a: [1, 2\n", "seed: 2024-13-01", "a: 1\n---\nb: 2\n"])

@@ -19,7 +19,9 @@ DEFAULT_RECIPE = "w8a4_aciq"
 
 def add_recipe_flags(parser: jsonargparse.ArgumentParser) -> None:
     """Add --recipe, and a flag a field of it; ``recipe_from`` reads them."""
-    parser.add_argument("--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(list_recipes())}, or a YAML file")
+    parser.add_argument(
+        "--recipe", default=DEFAULT_RECIPE, help=f"{', '.join(list_recipes())}, or a file, YAML or JSON"
+    )
     add_flags(parser, Recipe, "single fields of the recipe (default: as the recipe says)", optional=True)
 
 

@@ -25,7 +25,7 @@ and layers.html (the same as a picture) into the output folder.
   pq run --recipe w8a8 --save digits.safetensors --export-onnx digits.onnx
       and the quantized model as files to take along: packed, and to run in integers
 
-Settings come from --recipe (a shipped recipe's name or a YAML file); flags of its single fields win over it.
+Settings come from --recipe (a shipped recipe's name, or a file, YAML or JSON); flags of its single fields win over it.
 The simulated model computes in floating point on the quantization grid: its latency says nothing of integer hardware.
 """
 

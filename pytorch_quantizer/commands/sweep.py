@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> int:
 def parser() -> jsonargparse.ArgumentParser:
     """The file, and the flags: where to measure, what is measured again, settings of all points."""
     made = command_parser("sweep", __doc__, "SWEEP.yaml [flags]")
-    made.add_argument("file", help="the sweep, as YAML")
+    made.add_argument("file", help="the sweep, as YAML or JSON")
     made.add_argument("--output", type=Path, help=f"folder for {CSV} and {PARQUET}; default: results/NAME_OF_THE_FILE")
     made.add_argument("--retry-failed", action="store_true", help="measure points again whose rows hold an error")
     made.add_argument("--any-code", action="store_true", help="keep rows that another version of the code measured")

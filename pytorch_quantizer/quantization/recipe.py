@@ -1,4 +1,4 @@
-"""Recipe: what the user wants of a quantized model, a pure value that equals its YAML file.
+"""Recipe: what the user wants of a quantized model, a pure value that equals its file in YAML or JSON.
 Which tensors that concerns is graph/'s business.
 """
 
@@ -24,7 +24,7 @@ from pytorch_quantizer.quantization.dynamic_fields import DYNAMIC, DYNAMIC_LAYER
 from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
 from pytorch_quantizer.quantization.reconstruction_fields import LEARNED, RECONSTRUCTIONS, check_reconstruction
 from pytorch_quantizer.quantization.tuning_fields import check_tuning
-from pytorch_quantizer.settings_text import dump_settings, load_settings
+from pytorch_quantizer.settings_text import dump_settings, load_commented_yaml
 
 NUMBER_TYPE_NAMES = "int1 … int16, " + ", ".join(
     name if entry.fixed_bits else f"{name}BITS" for name, entry in NUMBER_TYPES.items() if name != "int"
@@ -240,9 +240,9 @@ class Recipe:
 
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
-        """A recipe shipped with the package, by name, or a YAML file's. Raises InputError where neither is there."""
+        """A recipe shipped with the package, by name, or a file's, YAML or JSON; InputError where neither is there."""
         path = Path(name_or_path).expanduser()
-        if path.suffix in (".yaml", ".yml") or path.is_file():
+        if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
             return cls.from_yaml(_read(path), source=str(path))
         shipped = resources.files("pytorch_quantizer") / "recipes" / f"{name_or_path}.yaml"
         if str(name_or_path) in RENAMED:
@@ -251,16 +251,21 @@ class Recipe:
             close = difflib.get_close_matches(str(name_or_path), list_recipes(), n=1)
             hint = f" (did you mean {close[0]!r}?)" if close else ""
             shown = ", ".join(list_recipes())
-            raise InputError(f"no recipe named {str(name_or_path)!r}{hint}; shipped are {shown}, or give a YAML file")
+            raise InputError(
+                f"no recipe named {str(name_or_path)!r}{hint}; shipped are {shown}, or give a file, YAML or JSON"
+            )
         return cls.from_yaml(shipped.read_text(encoding="utf-8"), source=str(name_or_path))
 
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "recipe") -> Recipe:
-        """Parse YAML or JSON; fields that are absent keep their defaults. Raises InputError that names ``source``."""
+        """Parse YAML or JSON; fields that are absent keep their defaults, keys that begin with _ are comments.
+
+        Raises InputError that names ``source``.
+        """
         try:
-            values = load_settings(text) or {}
+            values = load_commented_yaml(text) or {}
         except yaml.YAMLError as error:
-            raise InputError(f"{source} is not YAML: {' '.join(str(error).split())}") from error
+            raise InputError(f"{source} is not YAML or JSON: {' '.join(str(error).split())}") from error
         if not isinstance(values, dict):
             raise InputError(f"{source} must hold a mapping of recipe fields, got {type(values).__name__}")
         known = [f.name for f in fields(cls)]

@@ -103,7 +103,7 @@ def _listed(settings: Settings, entries: Any) -> list[Point]:
 def _entry_points(settings: Settings, place: str, entry: Any) -> list[Point]:
     given = _mapping(place, entry, POINT_KEYS)
     if "recipe" not in given:
-        raise InputError(f"{place} needs recipe: a shipped recipe's name, a YAML file, or a mapping of its fields")
+        raise InputError(f"{place} needs recipe: a shipped recipe's name, a file, or a mapping of its fields")
     images = _images(place, {key: given[key] for key in DATASET_KEYS if key in given})
     weights = _weights(place, {key: given[key] for key in ("arch", "checkpoint") if key in given})
     config = _config(place, settings, images, weights)

@@ -26,7 +26,9 @@ def _of_entry(place: str, entry: Any) -> list[Recipe]:
         if isinstance(entry, str):
             return [_named(entry)]
         if not isinstance(entry, dict):
-            raise InputError(f"must be a recipe's name, a YAML file, or a mapping of its fields, got {entry!r}")
+            raise InputError(
+                f"must be a recipe's name, a file in YAML or JSON, or a mapping of its fields, got {entry!r}"
+            )
         return _of_mapping(entry)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
@@ -64,7 +66,7 @@ def _changed(base: Recipe, name: str, changes: Mapping[str, Any]) -> Recipe:
 def _named(text: Any) -> Recipe:
     """A shipped recipe or a file's; one that gives itself no name has the file's."""
     if not isinstance(text, str):
-        raise InputError(f"{BASE} must be a recipe's name or a YAML file, got {text!r}")
+        raise InputError(f"{BASE} must be a recipe's name or a file in YAML or JSON, got {text!r}")
     recipe = Recipe.load(text)
     return recipe.replace(name=Path(text).stem) if recipe.name == Recipe.name else recipe
 

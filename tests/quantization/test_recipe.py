@@ -1,5 +1,7 @@
 """Recipes: equal to their YAML, checked when they are made, wrong in one clear line."""
 
+import json
+
 import pytest
 import yaml
 
@@ -180,6 +182,18 @@ class TestYaml:
         (tmp_path / "recipe.json").write_text('{\n\t"weights": "int4",\n\t"tuning_rate": 5e-3\n}\n')
         assert Recipe.load(tmp_path / "recipe.json") == Recipe(weights="int4", tuning_rate=5e-3)
 
+    def test_keys_that_begin_with_an_underscore_are_comments(self, tmp_path):
+        written = {"_comment": "why", "weights": "int4", "overrides": [{"layers": "a", "_comment_a": 1, "clip": "mse"}]}
+        (tmp_path / "recipe.json").write_text(json.dumps(written))
+        expected = Recipe(weights="int4", overrides=(Override("a", clip="mse"),))
+        assert Recipe.load(tmp_path / "recipe.json") == expected
+        assert Recipe.from_yaml(yaml.safe_dump(written)) == expected
+        assert Recipe.from_yaml("_comment: nothing else") == Recipe()
+
+    def test_a_json_file_that_is_not_there_is_no_name(self, tmp_path):
+        with pytest.raises(InputError, match=r"cannot read the recipe .*absent\.json: No such file"):
+            Recipe.load(tmp_path / "absent.json")
+
     def test_without_a_suffix(self, tmp_path):
         (tmp_path / "mine").write_text("name: mine\n")
         assert Recipe.load(tmp_path / "mine").name == "mine"
@@ -351,7 +365,7 @@ class TestRefusals:
             ("- a\n- b", "must hold a mapping of recipe fields, got list"),
             ("a: [1", "is not YAML"),
             ("7", "got int"),
-            ("seed: 2024-13-01", "is not YAML: month must be in 1..12"),
+            ("seed: 2024-13-01", "is not YAML or JSON: month must be in 1..12"),
         ],
     )
     def test_not_a_recipe(self, text, message):
@@ -361,7 +375,9 @@ class TestRefusals:
     def test_files(self, tmp_path):
         with pytest.raises(InputError, match=r"cannot read the recipe .*absent\.yaml: No such file"):
             Recipe.load(tmp_path / "absent.yaml")
-        said = r"no recipe named 'w8a5' \(did you mean 'w8a8'\?\); shipped are .*w8a4_aciq.*or give a YAML file"
+        said = (
+            r"no recipe named 'w8a5' \(did you mean 'w8a8'\?\); shipped are .*w8a4_aciq.*or give a file, YAML or JSON"
+        )
         with pytest.raises(InputError, match=said):
             Recipe.load("w8a5")
         (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
