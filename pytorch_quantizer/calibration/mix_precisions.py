@@ -196,10 +196,8 @@ def _check_others(graph: fx.GraphModule, sites: Sequence[Site], recipe: Recipe) 
     """Raise InputError where nothing takes part and a budget isn't kept as it is."""
     for budget in _other_budgets(graph, sites, {}, recipe):
         if budget.fixed > budget.limit:
-            raise InputError(
-                f"{budget.name} must be at least {budget.fixed:.6g}, for no tensor takes part that was asked for with "
-                f"fewer than {MOST_BITS} bits; got {budget.limit:.6g}"
-            )
+            why = f"for no tensor takes part that was asked for with fewer than {MOST_BITS} bits"
+            raise budget.short_of(budget.fixed, why)
 
 
 def _mean_limit(parts: Sequence[Part], errors: Errors, recipe: Recipe, what: str) -> float | None:
@@ -215,8 +213,8 @@ def _mean_limit(parts: Sequence[Part], errors: Errors, recipe: Recipe, what: str
     needed = sum(part.values * width for (part, _), width in zip(mine, least, strict=True)) / values
     if budget is not None and budget < needed:
         raise InputError(
-            f"mixed_precision_budget must be at least {needed:.2f} bits a value for these {what}, of which those that "
-            f"an addition reads too keep their bits; got {budget:g}"
+            f"mixed_precision_budget must be at least {math.ceil(100 * needed - 1e-6) / 100:.2f} bits a value for "
+            f"these {what}, of which those that an addition reads too keep their bits; got {budget:g}"
         )
     return sum(part.values * (budget or part.asked) for part, _ in mine)
 

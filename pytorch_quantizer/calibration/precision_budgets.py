@@ -46,7 +46,7 @@ def weight_bytes(
     """Bytes of all weights' codes, scales and zero points; asked: that or, at most 1, the share of float32 weights'."""
     weights = [site for site in sites if site.kind == "weight"]
     counts = {site.name: graph.get_parameter(site.node).numel() for site in weights}
-    limit = asked if asked > 1 else asked * FLOAT_BYTES * sum(counts.values())
+    whole = None if asked > 1 else float(FLOAT_BYTES * sum(counts.values()))
     single, fixed = [], 0.0
     for site in weights:
         grid = 0.0 if site.quantizer is None else float(_grid_bytes(graph, site))
@@ -55,7 +55,8 @@ def weight_bytes(
         else:
             bits = FLOAT_BITS if site.quantizer is None else site.quantizer.bits
             fixed += grid + -(-counts[site.name] * bits // 8)
-    return Budget("mixed_precision_size, in bytes of all weights,", limit, single, fixed=fixed)
+    unit = "bytes of all weights" if whole is None else "share (and bytes) of all float32 weights"
+    return Budget(f"mixed_precision_size, in {unit},", asked * (whole or 1.0), single, fixed=fixed, whole=whole)
 
 
 def bit_operations(

@@ -4,6 +4,7 @@ One budget that adds up over layers is mixed_precision.py's; what a width costs 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -23,7 +24,8 @@ TOLERANCE = 2e-6  # of the solver, in units of a budget's largest cost, and a li
 class Budget:
     """Σ costs <= limit. single: (tensor, cost at each width), pairs: (tensor, other, cost at each pair of widths).
 
-    name: for the error. fixed: what is paid whatever the widths are.
+    name: for the error. fixed: what is paid whatever the widths are. whole: what the limit was given as a share of,
+    where it was.
     """
 
     name: str
@@ -31,11 +33,23 @@ class Budget:
     single: Sequence[tuple[int, Sequence[float]]] = field(default=())
     pairs: Sequence[tuple[int, int, Array]] = field(default=())
     fixed: float = 0.0
+    whole: float | None = None
 
     def cost(self, chosen: Sequence[int]) -> float:
         """What the chosen columns cost, the fixed part included."""
         paid = sum(costs[chosen[tensor]] for tensor, costs in self.single)
         return self.fixed + paid + sum(float(costs[chosen[a], chosen[b]]) for a, b, costs in self.pairs)
+
+    def short_of(self, least: float, why: str) -> InputError:
+        """That the limit is below ``least``, and by what: in the unit it was given in, and of a share the amounts too.
+
+        Who gives the least that is told has enough: it is rounded up.
+        """
+        whole = self.whole or 1.0
+        needed, given = _rounded_up(least / whole), f"{self.limit / whole:.10g}"
+        if self.whole is not None:
+            needed, given = f"{needed} ({_rounded_up(least)})", f"{given} ({self.limit:.10g})"
+        return InputError(f"{self.name} must be at least {needed}, {why}, got {given}")
 
 
 def solve_widths(errors: Sequence[Sequence[float]], budgets: Sequence[Budget]) -> list[int]:
@@ -64,10 +78,14 @@ def _check_feasible(rows: list[Array], budgets: Sequence[Budget]) -> None:
         least = budget.fixed + sum(min(np.asarray(c)[np.isfinite(rows[t])]) for t, c in budget.single)
         least += sum(c[np.ix_(np.isfinite(rows[a]), np.isfinite(rows[b]))].min() for a, b, c in budget.pairs)
         if budget.limit < least:
-            raise InputError(
-                f"{budget.name} must be at least {least:.6g}, "
-                f"what all take with the fewest bits, got {budget.limit:.6g}"
-            )
+            raise budget.short_of(least, "what all take with the fewest bits")
+
+
+def _rounded_up(amount: float) -> str:
+    """A number with six digits or more, never less than ``amount``, but for the round-off of its last bits."""
+    places = max(0, 5 - math.floor(math.log10(amount))) if amount > 0 else 0
+    rounded = math.ceil(round(amount * 10**places, 6)) / 10**places
+    return f"{rounded:.{places}f}".rstrip("0").rstrip(".") if places else f"{rounded:.0f}"
 
 
 class _Program:

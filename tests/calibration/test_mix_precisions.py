@@ -110,6 +110,9 @@ class TestMixedPrecision:
         """What an addition reads keeps its 4 bits: 3 bits a value are too few."""
         with pytest.raises(InputError, match=r"mixed_precision_budget must be at least 4\.00 bits .* activations"):
             TestShares().mixed({"x": ("a", "add"), "y": ("b", "add")}, {"x": 1.0, "y": 1.0}, {"x": 9, "y": 9}, budget=3)
+        readers = {"x": ("a", "add"), "y": ("b", "add"), "z": ("c",)}
+        with pytest.raises(InputError, match=r"must be at least 2\.34 bits"):  # 2 1/3, rounded up
+            TestShares().mixed(readers, dict.fromkeys("xyz", 1.0), {"x": 9, "y": 9, "z": 90}, budget=2)
 
     def test_activations(self):
         mixed = quantize(net(), self.RECIPE.replace(mixed_precision="activations"), [images()])
@@ -254,9 +257,22 @@ class TestOtherBudgets:
         with pytest.raises(InputError, match=rf"{name}, in .*, must be at least .* got"):
             quantize(net(), self.RECIPE.replace(**{name: 1e-5}), [images()])
 
+    def test_too_small_a_share_is_told_the_least_that_would_do(self):
+        """The user's own number comes back, and the share that is told is enough."""
+        with pytest.raises(InputError, match=r"at least (\S+) \(\d+\), .* got 0\.1 \(") as caught:
+            quantize(net(), self.RECIPE.replace(mixed_precision_size=0.1), [images()])
+        told = float(str(caught.value).split("at least ")[1].split()[0])
+        quantize(net(), self.RECIPE.replace(mixed_precision_size=told), [images()])
+        with pytest.raises(InputError, match="at least"):
+            quantize(net(), self.RECIPE.replace(mixed_precision_size=told - 2e-6), [images()])
+
+    def test_bytes_stay_bytes(self):
+        with pytest.raises(InputError, match=r"in bytes of all weights, must be at least \d+, .* got 2$"):
+            quantize(net(), self.RECIPE.replace(mixed_precision_size=2), [images()])
+
     def test_nothing_takes_part(self):
         recipe = Recipe(mixed_precision="weights", mixed_precision_size=0.1)
-        with pytest.raises(InputError, match="no tensor takes part that was asked for with fewer than 8 bits"):
+        with pytest.raises(InputError, match=r"no tensor takes part that was asked for .* got 0\.1 \("):
             quantize(net(), recipe, [images()])
         assert quantize(net(), recipe.replace(mixed_precision_size=0.3), [images()]).recipe.overrides == ()
 

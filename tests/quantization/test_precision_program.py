@@ -85,6 +85,21 @@ class TestErrors:
         with pytest.raises(InputError, match=said):
             solve_widths(errors, [short, operations])
 
+    @pytest.mark.parametrize(
+        ("limit", "least", "whole", "said"),
+        [
+            (1000.5, 1012.25, None, "1012.25, .* got 1000.5"),
+            (1.2e6, 1234567.0, None, "1234567, .* got 1200000"),
+            (0.02, 0.0312345671, None, "0.0312346, .* got 0.02"),  # rounded up
+            (14.0, 30.0, 100.0, r"0.3 \(30\), .* got 0.14 \(14\)"),
+            (0.14 * 6656, 1012.0, 6656.0, r"0.152044 \(1012\), .* got 0.14 \(931.84\)"),
+        ],
+    )
+    def test_the_amounts_are_in_the_unit_of_who_gave_the_limit(self, limit, least, whole, said):
+        budget = Budget("bytes", limit, [(0, [least])], whole=whole)
+        with pytest.raises(InputError, match=f"bytes must be at least {said}$"):
+            solve_widths([[1.0]], [budget])
+
     def test_what_is_fixed_counts(self):
         with pytest.raises(InputError, match="bytes must be at least 12, "):
             solve_widths([[1.0]], [Budget("bytes", 11, [(0, [2.0])], fixed=10)])
