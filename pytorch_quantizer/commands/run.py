@@ -101,18 +101,26 @@ def parser() -> jsonargparse.ArgumentParser:
 
 def _print_notes(record: dict[str, Any], folder: Path) -> None:
     calibration = record["calibration"]
-    images = "an unknown number of" if calibration["samples"] is None else calibration["samples"]
-    split = calibration["split"]
-    source = f"the {split} split" if split in SPLITS else split
-    drawn = f" of {source}, seed {record['seed']}"
-    file = calibration["statistics_file"]
-    reused = f", those of {file}: --seed and --calibration-samples choose none"
     print(f"\nquantized in {record['quantizing_seconds']:.1f} s")
-    print(f"ranges from {images} images{drawn if file is None else reused}")
-    if split == "test":
+    print(_ranges(record))
+    if calibration["split"] == "test" and calibration["samples"] != 0:
         print("there is no training split: ranges were chosen on images that were also evaluated")
     if record["skipped_images"]:
         print(f"{len(record['skipped_images'])} images could not be decoded and were skipped; result.json lists them")
     print(
         f"wrote {folder / 'result.json'}, and layers.csv and .html: each tensor on {record['layers']['samples']} images"
     )
+
+
+def _ranges(record: dict[str, Any]) -> str:
+    """Where the ranges of activations come from."""
+    calibration = record["calibration"]
+    if calibration["samples"] == 0:
+        online = record["recipe"]["statistics"] != "offline"
+        return "ranges from each batch as it comes, none from calibration" if online else "no calibration images needed"
+    images = "an unknown number of" if calibration["samples"] is None else calibration["samples"]
+    if (file := calibration["statistics_file"]) is not None:
+        return f"ranges from {images} images, those of {file}: --seed and --calibration-samples choose none"
+    split = calibration["split"]
+    source = f"the {split} split" if split in SPLITS else split
+    return f"ranges from {images} images of {source}, seed {record['seed']}"

@@ -31,6 +31,7 @@ from pytorch_quantizer.evaluation import (
     latency_by_batch,
     measure_layers,
 )
+from pytorch_quantizer.experiments.chosen_types import budgets_of, chosen_types
 from pytorch_quantizer.experiments.inference_config import (
     InferenceConfig,
     ResolvedConfig,
@@ -70,7 +71,7 @@ class Inference:
     """A network quantized and evaluated, before anything of it is timed or drawn.
 
     test, calibration: the images; split: where the latter come from. drawn: the batches that ranges come from.
-    seconds: that quantizing took.
+    seconds: that quantizing took. asked: the recipe as it was given, None where that isn't known.
     """
 
     config: ResolvedConfig
@@ -82,6 +83,7 @@ class Inference:
     quantized: QuantizedModel
     evaluation: Evaluation
     seconds: float
+    asked: Recipe | None = None
 
 
 def run_inference(config: InferenceConfig, recipe: Recipe, resources: Resources = DEFAULT_RESOURCES) -> InferenceResult:
@@ -114,7 +116,7 @@ def infer(
     evaluation = evaluate(quantized, evaluated, reference=model, device=device, ranks=ranks, progress=ranks.is_first)
     for images in (test, calibration):
         images.skipped[:] = dict.fromkeys(path for skipped in ranks.everyones(images.skipped) for path in skipped)
-    return Inference(config, test, calibration, split, drawn, model, quantized, evaluation, seconds)
+    return Inference(config, test, calibration, split, drawn, model, quantized, evaluation, seconds, recipe)
 
 
 def result_of(done: Inference) -> InferenceResult:
@@ -128,6 +130,8 @@ def result_of(done: Inference) -> InferenceResult:
         "deployable": quantized.recipe.deployable,
         "quantizing_seconds": done.seconds,
         "recipe": asdict(quantized.recipe),
+        "types": chosen_types(quantized, done.asked or quantized.recipe),
+        "budgets": budgets_of(done.asked or quantized.recipe),
         "calibration": {
             "samples": quantized.calibration_images,
             "split": None if quantized.statistics_read else done.split,

@@ -10,6 +10,7 @@ from typing import Any
 
 from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.experiments.inference import InferenceResult
+from pytorch_quantizer.quantization.dynamic_fields import DYNAMIC
 
 RATES = {"top-1": "top1", "top-5": "top5", "precision": "precision", "recall": "recall", "F1": "f1"}
 
@@ -64,11 +65,20 @@ def write_report(result: InferenceResult, folder: Path) -> None:
 
 def _heading(record: dict[str, Any]) -> str:
     recipe = record["recipe"]
-    deployable = "deployable" if record["deployable"] else "not deployable"
-    return (
-        f"{record['arch']} on {record['dataset']}, {record['samples']} images: weights {recipe['weights']}, "
-        f"activations {recipe['activations']}, clip {recipe['clip']}, {deployable}"
-    )
+    types = [f"{what} {record.get('types', recipe)[what]}" for what in ("weights", "activations")]
+    budgets = [f"{name} {value:.10g}" for name, value in record.get("budgets", {}).items()]
+    told = [*types, *budgets, *_dynamic(recipe), f"clip {recipe['clip']}"]
+    told.append("deployable" if record["deployable"] else "not deployable")
+    return f"{record['arch']} on {record['dataset']}, {record['samples']} images: {', '.join(told)}"
+
+
+def _dynamic(recipe: dict[str, Any]) -> list[str]:
+    """Which layers are quantized at all, where the ranges are dynamic."""
+    if recipe.get("statistics") != DYNAMIC:
+        return []
+    *others, last = recipe["dynamic_layers"].split(", ")
+    named = f"{', '.join(others)} and {last}" if others else last
+    return [f"{named} layers only", "ranges from each batch"]
 
 
 def _interval(entry: dict[str, Any]) -> str:

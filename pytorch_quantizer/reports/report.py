@@ -144,14 +144,14 @@ def _figures(record: dict[str, Any]) -> Markup:
     change = f"{points(quantized['top1'] - fp32['top1'])} points to float32's {percent(fp32['top1'])}"
     low, high = quantized["top1_interval"]
     size = quantized["size_bytes"] / fp32["size_bytes"]
-    recipe = record["recipe"]
+    types = record.get("types", record["recipe"])
     figures = {
         "top-1": (percent(quantized["top1"]), change),
         "95 % interval": (f"{100 * low:.2f} – {100 * high:.2f}", f"%, of {record['samples']} images"),
         "same prediction": (percent(quantized["agreement"]), "as the float network"),
         "size": (f"{size:.2f} x", f"{quantized['size_bytes']:,} bytes on disk"),
         "bits": (
-            f"{recipe.get('weights')} / {recipe.get('activations')}",
+            f"{types.get('weights')} / {types.get('activations')}",
             f"weights / activations; {'deployable' if record.get('deployable') else 'not deployable'}",
         ),
     }

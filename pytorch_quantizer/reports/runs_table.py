@@ -20,7 +20,7 @@ def runs_table(runs: Sequence[Run]) -> pd.DataFrame:
 def _run_row(record: dict[str, Any]) -> dict[str, Any]:
     quantized, fp32, recipe = record["quantized"], record["fp32"], record["recipe"]
     rates = {name: quantized[name] for name in ("top1", "agreement", "precision", "recall", "f1")}
-    named = {name: recipe.get(name, "") for name in ("weights", "activations")}
+    named = {name: record.get("types", recipe).get(name, "") for name in ("weights", "activations")}
     return {
         **{"dataset": record["dataset"], "arch": record["arch"], "recipe": recipe.get("name", "")},
         **named,

@@ -41,7 +41,12 @@ FIGURES = {
 
 
 def bits_of(number_type: str) -> float:
-    """The bits that a number type's name tells: 4 of int4, uint4 and mxfp4, 32 of float32; NaN where it tells none."""
+    """The bits that a number type's name tells: 4 of int4, uint4 and mxfp4, 32 of float32; NaN where it tells none.
+
+    So also for several: "int2 … int8, mixed".
+    """
+    if "…" in str(number_type):
+        return math.nan
     found = re.search(r"\d+", str(number_type))
     return float(found.group()) if found else float(NAMED_BITS.get(str(number_type), math.nan))
 

@@ -196,6 +196,38 @@ def test_a_statistics_file_read_again_tells_of_its_own_images(tmp_path, capsys):
     ]
 
 
+FEW = ("--limit", "10", "--calibration-samples", "32", "--batch-size", "32", "--device", "cpu")
+
+
+def said_by(capsys, folder, *arguments):
+    """The lines that a run of a few images prints, and its result.json."""
+    command.main([*FEW, "--output", str(folder), *arguments])
+    return capsys.readouterr().out.splitlines(), json.loads((folder / "result.json").read_text())
+
+
+def test_the_headline_of_mixed_precision_says_what_came_out(tmp_path, capsys):
+    asked = ["--weights", "int4", "--activations", "int4", "--mixed-precision", "weights"]
+    lines, result = said_by(capsys, tmp_path, *asked, "--mixed-precision-size", "0.9")
+    assert set(pd.read_csv(tmp_path / "layers.csv").query("kind == 'weight'")["bits"]) == {8}
+    assert ": weights int8, activations int4, mixed_precision_size 0.9, clip laplace, deployable" in lines[0]
+    assert (result["types"], result["budgets"]) == (
+        {"weights": "int8", "activations": "int4"},
+        {"mixed_precision_size": 0.9},
+    )
+
+
+def test_dynamic_ranges_need_no_images_and_the_layers_are_named(tmp_path, capsys):
+    lines, _ = said_by(capsys, tmp_path, "--recipe", "dynamic_w4")
+    assert "activations int8, linear and recurrent layers only, ranges from each batch, clip minmax" in lines[0]
+    assert "ranges from each batch as it comes, none from calibration" in lines
+    assert not [line for line in lines if "from 0 images" in line]
+
+
+def test_a_run_that_needs_no_images_says_so(tmp_path, capsys):
+    lines, _ = said_by(capsys, tmp_path, "--recipe", "w8a8", "--activations", "float32", "--deployable", "false")
+    assert "no calibration images needed" in lines
+
+
 def test_help_is_for_people():
     text = command.parser().format_help()
     assert "type:" not in text

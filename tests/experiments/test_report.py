@@ -1,5 +1,7 @@
 """The table of the main job: every measure of its record, with what was timed and how."""
 
+import pytest
+
 from pytorch_quantizer.experiments.report import result_table
 
 
@@ -12,6 +14,39 @@ def entry(median, label, **other):
     rates = dict.fromkeys(("top1", "top5", "precision", "recall", "f1"), 0.5) | {"top1_interval": [0.4, 0.6]}
     latencies = [latency(median, label), latency(10 * median, label, batch_size=32)]
     return rates | {"size_bytes": 1000, "latency": latencies} | other
+
+
+def heading(recipe=None, **record):
+    recipe = {"weights": "int4", "activations": "int8", "clip": "minmax"} | (recipe or {})
+    made = {"arch": "net", "dataset": "set", "samples": 7, "recipe": recipe, "deployable": True, **record}
+    fp32 = entry(2.0, "float32")
+    return result_table(made | {"fp32": fp32, "quantized": entry(3.0, "simulated", agreement=0.9)}).split("\n")[0]
+
+
+class TestHeading:
+    def test_the_recipe(self):
+        assert heading() == "net on set, 7 images: weights int4, activations int8, clip minmax, deployable"
+
+    def test_of_mixed_precision_the_widths_that_came_out_and_the_budget(self):
+        types = {"weights": "int2 … int8, mixed", "activations": "int8"}
+        said = heading(types=types, budgets={"mixed_precision_size": 0.9, "mixed_precision_bit_operations": 1234567.5})
+        assert said.endswith(
+            ": weights int2 … int8, mixed, activations int8, mixed_precision_size 0.9, "
+            "mixed_precision_bit_operations 1234567.5, clip minmax, deployable"
+        )
+
+    @pytest.mark.parametrize(
+        ("layers", "said"),
+        [
+            ("linear", "linear layers only"),
+            ("linear, recurrent", "linear and recurrent layers only"),
+            ("linear, recurrent, convolution", "linear, recurrent and convolution layers only"),
+        ],
+    )
+    def test_of_dynamic_ranges_which_layers_have_them(self, layers, said):
+        assert f"activations int8, {said}, ranges from each batch, clip minmax" in heading(
+            {"statistics": "dynamic", "dynamic_layers": layers}
+        )
 
 
 def lines(fp32, quantized):

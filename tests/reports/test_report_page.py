@@ -122,6 +122,17 @@ def test_runs_are_rows_of_a_sweep(tmp_path):
     assert table.loc[0, ["top1", "fp32_top1", "size_bytes"]].tolist() == [0.8, 0.85, 270]
 
 
+def test_what_mixed_precision_gave_stands_in_place_of_what_was_asked_for(tmp_path):
+    write_run(tmp_path)
+    made = record() | {"types": {"weights": "int2 … int8, mixed", "activations": "int8"}}
+    (tmp_path / "result.json").write_text(json.dumps(made))
+    read = read_material([tmp_path])
+    assert "int2 … int8, mixed / int8<small>weights / activations" in report(read)
+    table = runs_table(read.runs)
+    assert table.loc[0, ["weights", "activations"]].tolist() == ["int2 … int8, mixed", "int8"]
+    assert tradeoff_points(table).loc[0, "setting"] == "W?A8"
+
+
 def test_runs_of_other_weights_have_charts_of_their_own(tmp_path):
     folders = [write_run(tmp_path / name, checkpoint=f"{name}.th") for name in ("one", "two")]
     panels = tradeoff_points(runs_table(read_material(folders).runs))["panel"]

@@ -21,8 +21,9 @@ def test_bits_of_a_number_type(name, bits):
     assert bits_of(name) == bits
 
 
-def test_no_bits_of_what_tells_none():
-    assert math.isnan(bits_of("pot"))
+@pytest.mark.parametrize("name", ["pot", "int2 … int8, mixed"])
+def test_no_bits_of_what_tells_none_or_several(name):
+    assert math.isnan(bits_of(name))
 
 
 class TestFront:
