@@ -108,11 +108,27 @@ def _make_folder(folder: Path) -> None:
 
 def _notes(model: QuantizedModel, done: list[Reconstruction], images: int) -> list[str]:
     kept = [entry.block for entry in done if entry.kept]
+    told, count = f" ({', '.join(kept)})", f"{len(kept)} of {len(done)} blocks learned on {images} images"
     if not kept:
-        warnings.warn("reconstruction was asked for and changed nothing in this network", stacklevel=3)
-    notes = [f"reconstruction: {len(kept)} of {len(done)} blocks learned on {images} images ({', '.join(kept)})"]
+        why, remedy = _why_none(done)
+        told = f": {why}"
+        warnings.warn(
+            f"reconstruction was asked for and changed nothing in this network: {why}; {remedy}", stacklevel=3
+        )
+    notes = [f"reconstruction: {count}{told}"]
     left = learnable_layers(model)[1]
     if left and model.recipe.reconstruction_learns != "activations":
         shown = ", ".join(f"{path}: {reason}" for path, reason in left.items())
         notes.append(f"reconstruction: weights left as they were ({shown})")
     return notes
+
+
+def _why_none(done: list[Reconstruction]) -> tuple[str, str]:
+    """Why no block was kept, and what to do. A block in which nothing could be learned has one error twice."""
+    learned = sum(entry.error_after != entry.error_before for entry in done)
+    if not learned:
+        return "it has no block that can be learned", "set reconstruction none"
+    blocks = "the one block that was learned" if learned == 1 else f"of the {learned} blocks that were learned none"
+    came = "came no nearer" if learned == 1 else "came nearer"
+    remedy = "more reconstruction_iterations or reconstruction_images may help"
+    return f"{blocks} {came} to the float network than before", remedy

@@ -92,8 +92,10 @@ class TestWhatIsLearned:
                     parameter.add_(3.0)
 
         monkeypatch.setattr(module, "train_block", spoil)
-        with pytest.warns(UserWarning, match="reconstruction was asked for and changed nothing"):
+        said = "of the 4 blocks that were learned none came nearer to the float network than before"
+        with pytest.warns(UserWarning, match=f"changed nothing in this network: {said}; more reconstruction_iter"):
             found = learned()
+        assert found.notes[0] == f"reconstruction: 0 of 4 blocks learned on 64 images: {said}"
         unlearned = learned(RECIPE.replace(reconstruction="none"))
         assert torch.allclose(found(BATCHES[0]), unlearned(BATCHES[0]), atol=1e-5)
 
@@ -189,9 +191,18 @@ class TestNetworks:
         assert "a.weight" in {site.node for site in found.sites}
 
     def test_a_network_without_layers_has_nothing_to_learn(self):
-        with pytest.warns(UserWarning, match="reconstruction was asked for and changed nothing"):
+        said = "it has no block that can be learned"
+        with pytest.warns(UserWarning, match=f"changed nothing in this network: {said}; set reconstruction none"):
             found = learned(net=sequence(nn.AvgPool2d(2), nn.ReLU()))
+        assert found.notes == (f"reconstruction: 0 of 0 blocks learned on 64 images: {said}",)
         assert found(BATCHES[0]).shape == (16, 3, 4, 4)
+
+    def test_blocks_in_which_nothing_learns_are_none_that_were_learned(self):
+        fields = {"weights": "kmeans3", "weight_clip": "minmax", "activations": "int8", "deployable": False}
+        recipe = RECIPE.replace(overrides=[{"layers": name, "weights": "kmeans3"} for name in ("stem", "fc")], **fields)
+        with pytest.warns(UserWarning, match="changed nothing in this network: it has no block that can be learned"):
+            found = learned(recipe)
+        assert any("weights left as they were (stem: its weight is" in note for note in found.notes)
 
     def test_no_gradient_is_left_behind(self):
         fields = {"weights": "kmeans3", "weight_clip": "minmax", "clip": "minmax", "deployable": False}
