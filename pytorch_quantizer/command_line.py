@@ -1,4 +1,5 @@
-"""What every command line shares: flags made from dataclass fields, a user's mistake as one line and exit code 2.
+"""What every command line shares: flags made from dataclass fields, a user's mistake as one line and exit code 2, and
+a warning of this package as one line.
 The commands themselves are in commands/; which of them `pq` runs is pq_command.py's.
 """
 
@@ -6,11 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_type_hints
 
 import jsonargparse
+from tqdm import tqdm
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.flag_parser import Parser
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
 
 Given = TypeVar("Given", bound="DataclassInstance")
 SHARED = ("run_inference.py", "pq run")  # what torchrun may start in several processes
+PACKAGE = Path(__file__).parent
 INTERRUPTED = 130  # the exit code of what Ctrl-C stops: 128 + SIGINT
 
 
@@ -79,12 +85,14 @@ def from_flags(dataclass: type[Given], flags: Mapping[str, Any]) -> Given:
 def run(script: str, main: Callable[[], int | None]) -> None:
     """Run a command's main and exit with the code it returns, if any.
 
-    A user's mistake, or Ctrl-C, is one line on stderr and an exit code, a bug its traceback.
+    A user's mistake, or Ctrl-C, is one line on stderr and an exit code, a bug its traceback; a warning one line, too.
     """
     try:
         if is_one_of_several() and script not in SHARED:
             raise InputError("this command runs in one process: start it without torchrun")
-        if code := main():
+        with plain_warnings():
+            code = main()
+        if code:
             sys.exit(code)
     except (InputError, argparse.ArgumentError, jsonargparse.ArgumentError) as error:
         print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -92,3 +100,31 @@ def run(script: str, main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print(f"{script}: interrupted; what a command keeps for another run is kept", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show what this package warns of as ``warning: …``, one line on stderr; other packages' warnings as ever.
+
+    What is warned of, and how often, remains the filters' to say. On leaving warnings look as they did before.
+    """
+    usual = warnings.showwarning
+
+    def shown(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and Path(filename).is_relative_to(PACKAGE):
+            tqdm.write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)  # above a bar, not in it
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = shown
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual

@@ -88,6 +88,9 @@ def _report(done: Inference, folder: Path, files: ModelFiles, *, summary: bool) 
         print(result.model.summary(), end="\n\n")
     print(result_table(result.record))
     _print_notes(result.record, folder)
+    for note in result.model.notes:
+        if note.startswith("tuning: ") and "left as they were" in note:  # of hours, perhaps; --summary tells all notes
+            print(note)
     written = files.write_measured(result.model, result.images)
     print(*written.lines, sep="\n", end="\n" if written.lines else "")
     if written.exported is not None:

@@ -13,7 +13,10 @@ from command_runs import failing_line
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+import pq_command
 from pytorch_quantizer import evaluate, load, quantize
+from pytorch_quantizer.calibration import tuning_run
+from pytorch_quantizer.calibration.tune import Tuned
 from pytorch_quantizer.command_line import from_flags
 from pytorch_quantizer.commands import compare
 from pytorch_quantizer.commands import run as command
@@ -226,6 +229,21 @@ def test_dynamic_ranges_need_no_images_and_the_layers_are_named(tmp_path, capsys
 def test_a_run_that_needs_no_images_says_so(tmp_path, capsys):
     lines, _ = said_by(capsys, tmp_path, "--recipe", "w8a8", "--activations", "float32", "--deployable", "false")
     assert "no calibration images needed" in lines
+
+
+def test_a_warning_is_one_line(tmp_path, capsys):
+    pq_command.main(["run", *FEW, "--output", str(tmp_path), "--rounding-damping", "0.5"])
+    said = [line for line in capsys.readouterr().err.splitlines() if "rounding_damping" in line]
+    assert said == ["warning: rounding_damping 0.5: without effect, as the recipe doesn't set weight_rounding"]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_tuning_that_changed_nothing_is_told(tmp_path, capsys, monkeypatch, kept):
+    monkeypatch.setattr(tuning_run, "tune", lambda *_, **__: Tuned(1.0, 0.5 if kept else 1.5, kept))
+    lines, _ = said_by(capsys, tmp_path, "--tuning-epochs", "1")
+    said = [line for line in lines if line.startswith("tuning: ")]
+    left = "tuning: scales, biases and steps left as they were, for nothing better was found "
+    assert said == ([] if kept else [f"{left}(distance from the float network 1 before, 1.5 after)"])
 
 
 def test_help_is_for_people():
