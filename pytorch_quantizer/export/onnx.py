@@ -5,7 +5,6 @@ The graph is rewritten in onnx_rewrite.py; onnx_runtime.py runs the file, onnx_r
 from __future__ import annotations
 
 import copy
-import warnings
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -15,19 +14,18 @@ import torch
 from torch import Tensor
 
 from pytorch_quantizer.atomic import require_writable, write_atomically
-from pytorch_quantizer.errors import InputError, first_line
+from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.export.onnx_file import name_codes, name_nodes, pack_weights, serialized
 from pytorch_quantizer.export.onnx_form import ExportForm
-from pytorch_quantizer.export.onnx_modules import OPSET
 from pytorch_quantizer.export.onnx_packages import package
 from pytorch_quantizer.export.onnx_repeats import compute_for_each_grid
 from pytorch_quantizer.export.onnx_rewrite import export_form
 from pytorch_quantizer.export.onnx_scan import write_recurrences
+from pytorch_quantizer.export.onnx_trace import traced
 from pytorch_quantizer.export.onnx_types import adds_exactly, check_weight_type, why
 from pytorch_quantizer.export.trial import first_run
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
-INPUT, OUTPUT = "images", "logits"
 WORDS = {torch.int64, torch.int32}  # what embeddings read
 NEEDED = ("onnx", "onnxscript")
 
@@ -87,17 +85,17 @@ def export_onnx(
     ready, images = _ready(model), example.detach().cpu()
     form = export_form(ready, weight_type, exact=exact)
     first_run(ready, images[:1], "example images")
-    traced = _traced(form, images).model
-    write_recurrences(traced, form)
+    network = traced(form, ready, images).model
+    write_recurrences(network, form)
     if not storage:  # of which no kernel is in integers
-        compute_for_each_grid(traced)
-    nodes, sites = name_nodes(traced, form), name_codes(traced, form)
+        compute_for_each_grid(network)
+    nodes, sites = name_nodes(network, form), name_codes(network, form)
     label = _label(model, form, storage)
     reason = why(weight_type, {*form.weights.values()}, exact=exact)
     if storage:
-        form.weights |= pack_weights(traced, form)
+        form.weights |= pack_weights(network, form)
     told = {"version": metadata.version("pytorch-quantizer"), "recipe": model.recipe.name, "label": label}
-    data = serialized(traced, told | {"weight_type": reason, "weights": form.weights, "nodes": nodes, "sites": sites})
+    data = serialized(network, told | {"weight_type": reason, "weights": form.weights, "nodes": nodes, "sites": sites})
     write_atomically(path, data)
     floats = {site.name: str(site.reason) for site in model.sites if site.is_float} | form.floats
     return OnnxExport(Path(path), len(data), label, reason, form.weights, form.simulated, floats)
@@ -131,24 +129,3 @@ def _ready(model: QuantizedModel) -> QuantizedModel:
     elsewhere = any(tensor.device.type != "cpu" for tensor in model.state_dict().values())
     training = any(module.training for module in model.modules())
     return copy.deepcopy(model).cpu().eval() if elsewhere or training else model
-
-
-def _traced(form: ExportForm, example: Tensor) -> Any:
-    """What torch.onnx makes of the form, any number of images in a batch."""
-    pair = example[:1].expand(2, *example.shape[1:]).contiguous()  # torch.export takes a batch of one for a constant
-    graph = form.graph.eval()  # its own mode; its modules, some of them the model's, are in it
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own deprecations
-            return torch.onnx.export(
-                graph,
-                (pair,),
-                dynamo=True,
-                opset_version=OPSET,
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-                input_names=[INPUT],
-                output_names=[OUTPUT],
-                verbose=False,
-            )
-    except torch.onnx.OnnxExporterError as error:
-        raise InputError(f"torch.onnx can't export this network: {first_line(error)}") from error

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -449,11 +450,31 @@ class TestErrors:
         assert not list(tmp_path.iterdir())
         assert not capfd.readouterr().err  # torch.export would log its traceback
 
-    def test_a_module_that_torch_onnx_cannot_enter(self, tmp_path):
-        model = quantized(sequence(nn.Conv2d(3, 3, 1), Untraceable(), nn.Conv2d(3, 3, 1)))
-        with pytest.raises(InputError, match=r"torch\.onnx can't export"):
+    @pytest.mark.parametrize(
+        ("others", "named"),
+        [
+            ([], r"body\.1 \(Untraceable\) .* as it stands: .* values out of its forward"),
+            ([Untraceable()], r"body\.1 \(Untraceable\), body\.3 \(Untraceable\) .* as they stand: .* their forward"),
+        ],
+    )
+    def test_modules_that_torch_onnx_cannot_enter_are_named_and_nothing_else_is_said(
+        self, others, named, tmp_path, capfd
+    ):
+        model = quantized(sequence(nn.Conv2d(3, 3, 1), Untraceable(), nn.Conv2d(3, 3, 1), *others, nn.BatchNorm2d(3)))
+        with pytest.raises(
+            InputError, match=rf"torch\.onnx can't export this network: Could not .*; {named}"
+        ) as caught:
             export_onnx(model, tmp_path / "m.onnx", images(2, 3, 8, 8))
+        assert "\x1b" not in str(caught.value)
+        assert "\n" not in str(caught.value)
         assert not list(tmp_path.iterdir())
+        assert capfd.readouterr() == ("", "")
+
+    def test_what_torch_logs_is_back_after_an_export(self, tmp_path, caplog):
+        with pytest.raises(InputError):
+            export_onnx(quantized(sequence(Untraceable(), nn.Conv2d(3, 3, 1))), tmp_path / "m", images(2, 3, 8, 8))
+        logging.getLogger("elsewhere").warning("heard")
+        assert "heard" in caplog.messages
 
     def test_a_file_that_is_none(self, tmp_path):
         path = tmp_path / "m.onnx"
