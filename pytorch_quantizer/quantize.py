@@ -60,7 +60,7 @@ def quantize(
 ) -> QuantizedModel:
     """Quantize a trained network without retraining; ``model`` itself is not touched.
 
-    recipe: a Recipe, the name of a shipped one, or a YAML file. calibration: batches, each a float tensor of images
+    recipe: a Recipe, the name of a shipped one, or a file of one. calibration: batches, each a float tensor of images
     [N, …] or a tuple or list that begins with one; a tensor by itself is one batch; may be None where the recipe
     quantizes weights alone, or takes ranges from each batch. statistics_file: what calibration saw of the activations,
     read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
