@@ -24,9 +24,7 @@ from pytorch_quantizer.calibration.stepper import Stepper, Values
 from pytorch_quantizer.graph.branches import Branches, affected, layers_alone, list_branches
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
-ANEW = (
-    2  # more tensors of all images at a target: its layers' outputs computed once more, what a layer's windows sum to
-)
+ANEW = 2  # more tensors of all images at a target: a layer's output computed once more, and of weights of ones
 JUDGED = 4  # tensors of a batch, of the target's size, while its error is measured
 PADDED = 2  # tensors of a batch, of what a layer reads, while windows of it are taken
 
@@ -54,7 +52,7 @@ def correction_needs(
 
 
 class _Sizes(Stepper):
-    """A Stepper that computes nothing. peak: the most values of an image that it has held, set to 0 at will."""
+    """A Stepper that computes nothing. peak: the most values of an image held since ``peak_to`` began."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph, [])
