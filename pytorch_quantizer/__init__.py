@@ -18,6 +18,7 @@ from pytorch_quantizer.quantization.qtypes import IntQuantizer, Quantizer
 from pytorch_quantizer.quantization.recipe import Override, Recipe
 from pytorch_quantizer.quantization.statistics import TensorStatistics
 from pytorch_quantizer.quantize import quantize
+from pytorch_quantizer.user_warnings import QuantizerWarning
 
 __all__ = [
     "InputError",
@@ -30,6 +31,7 @@ __all__ = [
     "QParams",
     "QuantizedModel",
     "Quantizer",
+    "QuantizerWarning",
     "Recipe",
     "Site",
     "TensorStatistics",

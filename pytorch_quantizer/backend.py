@@ -3,13 +3,13 @@ This is the only place that decides; ops/ calls `torch.ops.pytorch_quantizer` wh
 """
 
 import functools
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from pytorch_quantizer.fallback import FALLBACKS, SCHEMAS
+from pytorch_quantizer.user_warnings import warn_user
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _loads(name: str) -> bool:
         torch.ops.load_library(str(path))
     except OSError as error:
         cause = " ".join(str(error.__cause__ or error).split())
-        warnings.warn(f"{path.name} doesn't load ({cause}); build it again by kernels/build_all.sh", stacklevel=3)
+        warn_user(f"{path.name} doesn't load ({cause}); build it again by kernels/build_all.sh")
         return False
     return True
 

@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_type_hints
 
 import jsonargparse
@@ -20,13 +19,13 @@ from tqdm import tqdm
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.flag_parser import Parser
 from pytorch_quantizer.ranks import is_one_of_several
+from pytorch_quantizer.user_warnings import QuantizerWarning
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Given = TypeVar("Given", bound="DataclassInstance")
 SHARED = ("run_inference.py", "pq run")  # what torchrun may start in several processes
-PACKAGE = Path(__file__).parent
 INTERRUPTED = 130  # the exit code of what Ctrl-C stops: 128 + SIGINT
 
 
@@ -118,7 +117,7 @@ def plain_warnings() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if category is UserWarning and Path(filename).is_relative_to(PACKAGE):
+        if issubclass(category, QuantizerWarning):
             tqdm.write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)  # above a bar, not in it
         else:
             usual(message, category, filename, lineno, file, line)

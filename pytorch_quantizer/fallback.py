@@ -1,7 +1,6 @@
 """The ops where no kernel is built: their schemas, and the plain-PyTorch functions behind them, after one warning."""
 
 import functools
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pytorch_quantizer import reference
+from pytorch_quantizer.user_warnings import warn_user
 
 ROUNDINGS = ("half_even", "half_away", "stochastic")
 SPREADS = ("none", "abs_dev", "deviation")
@@ -56,10 +56,9 @@ SCHEMAS = {
 
 @functools.cache
 def _warn_once(device: str) -> None:
-    warnings.warn(
+    warn_user(
         f"pytorch_quantizer has no kernels built for {device}: plain PyTorch runs instead, with the same results, "
-        "much slower. Build them with kernels/build_all.sh",
-        stacklevel=3,
+        "much slower. Build them with kernels/build_all.sh"
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
@@ -42,6 +41,7 @@ from pytorch_quantizer.graph.ties import move_off_ties
 from pytorch_quantizer.quantization.idle_fields import idle_sentences
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.ranks import ALONE, Ranks
+from pytorch_quantizer.user_warnings import warn_user
 
 EXAMPLES = 2  # images of the first batch that mark the graph's tensors and check it against the model
 
@@ -76,7 +76,7 @@ def quantize(
     _check_model(model)
     recipe = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
     for sentence in idle_sentences(recipe):
-        warnings.warn(sentence, stacklevel=2)
+        warn_user(sentence)
     check_limits(recipe, max_memory, resume)
     with large_tensors_given_back(max_memory):
         return _quantized(
@@ -157,7 +157,8 @@ def _quantized(
     notes += tuning.carry_out(quantized, graph, progress=progress)
     if recipe.deployable:
         move_off_ties(quantized)
-    quantized.meta.update(notes=tuple(notes), calibration_images=measured.count, statistics_read=measured.was_read)
+    seen = measured.count if measured.was_read else max(measured.count or 0, learning.images, tuning.images)
+    quantized.meta.update(notes=tuple(notes), calibration_images=seen, statistics_read=measured.was_read)
     quantized.meta["network"] = network
     quantized.meta["batch_extremes"] = batch_extremes(sites, measured.statistics)
     return quantized
@@ -166,7 +167,7 @@ def _quantized(
 def _note(step: str, what: str, names: list[str]) -> str:
     """A sentence about what a step did; a warning where it did nothing, which nobody who asks for it expects."""
     if not names:
-        warnings.warn(f"{step} was asked for and changed nothing in this network", stacklevel=3)
+        warn_user(f"{step} was asked for and changed nothing in this network")
     return f"{step}: {len(names)} {what}" + (f" ({', '.join(names)})" if names else "")
 
 

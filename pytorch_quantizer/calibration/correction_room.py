@@ -4,14 +4,13 @@ What corrections take then, and a limit of that, are correction_memory.py's busi
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import fx
 
 from pytorch_quantizer.calibration.memory import size_of
 from pytorch_quantizer.environment import free_memory
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.user_warnings import warn_user
 
 TENSORS_AT_ONCE = 6  # of the largest size, that correcting holds of each image: 4.1 (ResNet-18) to 5.0 (SqueezeNet)
 CORRECTION_BYTES = 8 * 2**30
@@ -31,7 +30,7 @@ class CorrectionRoom:
         given = min(more, self.most - kept)
         if given < more and not self._has_warned:
             self._has_warned = True
-            warnings.warn(f"correction_images: {self.most} are used, which take 8 GiB of memory", stacklevel=4)
+            warn_user(f"correction_images: {self.most} are used, which take 8 GiB of memory")
         needed = (kept + given) * self._image_bytes
         if needed > self.free:
             raise InputError(

@@ -5,7 +5,6 @@ The learning itself is reconstruct.py's business.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,13 @@ from pytorch_quantizer.calibration.reconstruct import (
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.user_warnings import warn_user
 
 
 class ReconstructionRun:
     """What a recipe asks for, or nothing. max_memory: bytes; resume: a folder for finished blocks, where it is made.
 
-    Raises InputError where the folder can't be.
+    images: how many were kept. Raises InputError where the folder can't be.
     """
 
     def __init__(self, recipe: Recipe, max_memory: int | None, resume: str | Path | None) -> None:
@@ -43,6 +43,7 @@ class ReconstructionRun:
             _make_folder(self._resume)
         self._cache = ActivationCache(math.inf if max_memory is None else 0, self._resume)
         self._images: Rows | None = None
+        self.images = 0
 
     def keep_images(self, batches: Iterable[Any] | None) -> Iterator[Any] | None:
         """The batches; the first images of them are kept on the way, as many as the recipe says.
@@ -61,6 +62,7 @@ class ReconstructionRun:
             if self._images is None:
                 self._images = self._cache.room(self._wanted, images.shape[1:])
             self._images.append(images[: self._wanted - self._images.written])
+            self.images = self._images.written
             yield batch
 
     def keep_rest(self, batches: Iterator[Any] | None) -> None:
@@ -112,9 +114,7 @@ def _notes(model: QuantizedModel, done: list[Reconstruction], images: int) -> li
     if not kept:
         why, remedy = _why_none(done)
         told = f": {why}"
-        warnings.warn(
-            f"reconstruction was asked for and changed nothing in this network: {why}; {remedy}", stacklevel=3
-        )
+        warn_user(f"reconstruction was asked for and changed nothing in this network: {why}; {remedy}")
     notes = [f"reconstruction: {count}{told}"]
     left = learnable_layers(model)[1]
     if left and model.recipe.reconstruction_learns != "activations":

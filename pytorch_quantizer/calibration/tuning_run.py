@@ -18,15 +18,20 @@ from pytorch_quantizer.calibration.tune import tune
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.user_warnings import warn_user
 
 
 class TuningRun:
-    """What a recipe asks for, or nothing. max_memory: bytes; the images lie in files where there is such a limit."""
+    """What a recipe asks for, or nothing. max_memory: bytes; the images lie in files where there is such a limit.
+
+    images: how many were kept.
+    """
 
     def __init__(self, recipe: Recipe, max_memory: int | None = None) -> None:
         self.recipe, self.is_asked = recipe, recipe.tuning_epochs > 0
         self._cache = ActivationCache(math.inf if max_memory is None else 0)
         self._images: Rows | None = None
+        self.images = 0
 
     def keep_images(self, batches: Iterable[Any] | None) -> Iterator[Any] | None:
         """The batches; the first images of them are kept on the way, on the CPU, as many as the recipe says.
@@ -44,6 +49,7 @@ class TuningRun:
                 if self._images is None:
                     self._images = self._cache.room(self.recipe.tuning_images, images.shape[1:])
                 self._images.append(images[: self._missing])
+                self.images = self._images.written
             yield batch
 
     @property
@@ -84,7 +90,11 @@ class TuningRun:
             progress=progress,
         )
         self._images = None
-        what = "learned by distillation" if done.kept else "left as they were, for nothing better was found"
+        what = "learned by distillation"
+        if not done.kept:
+            why = "nothing can be learned" if done.after == done.before else "nothing better was found"
+            what = f"left as they were, for {why}"
+            warn_user(f"tuning was asked for and changed nothing in this network: {why}; set tuning_epochs 0")
         return [
             f"tuning: scales, biases and steps {what} "
             f"(distance from the float network {done.before:.4g} before, {done.after:.4g} after)"

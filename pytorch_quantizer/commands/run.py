@@ -88,9 +88,6 @@ def _report(done: Inference, folder: Path, files: ModelFiles, *, summary: bool) 
         print(result.model.summary(), end="\n\n")
     print(result_table(result.record))
     _print_notes(result.record, folder)
-    for note in result.model.notes:
-        if note.startswith("tuning: ") and "left as they were" in note:  # of hours, perhaps; --summary tells all notes
-            print(note)
     written = files.write_measured(result.model, result.images)
     print(*written.lines, sep="\n", end="\n" if written.lines else "")
     if written.exported is not None:
@@ -116,14 +113,18 @@ def _print_notes(record: dict[str, Any], folder: Path) -> None:
 
 
 def _ranges(record: dict[str, Any]) -> str:
-    """Where the ranges of activations come from."""
-    calibration = record["calibration"]
+    """Where the ranges of activations, and what is learned, come from."""
+    calibration, recipe = record["calibration"], record["recipe"]
+    online = recipe["statistics"] != "offline"
+    learns = recipe["reconstruction"] != "none" or recipe["tuning_epochs"] > 0
     if calibration["samples"] == 0:
-        online = record["recipe"]["statistics"] != "offline"
         return "ranges from each batch as it comes, none from calibration" if online else "no calibration images needed"
     images = "an unknown number of" if calibration["samples"] is None else calibration["samples"]
     if (file := calibration["statistics_file"]) is not None:
-        return f"ranges from {images} images, those of {file}: --seed and --calibration-samples choose none"
+        chosen = "" if learns else ": --seed and --calibration-samples choose none"
+        return f"ranges from {images} images, those of {file}{chosen}"
     split = calibration["split"]
     source = f"the {split} split" if split in SPLITS else split
-    return f"ranges from {images} images of {source}, seed {record['seed']}"
+    told = "ranges and what is learned" if learns else "ranges"
+    told = "ranges from each batch as it comes, what is learned" if online else told
+    return f"{told} from {images} images of {source}, seed {record['seed']}"

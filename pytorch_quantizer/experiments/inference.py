@@ -130,7 +130,7 @@ def result_of(done: Inference) -> InferenceResult:
         "deployable": quantized.recipe.deployable,
         "quantizing_seconds": done.seconds,
         "recipe": asdict(quantized.recipe),
-        "types": chosen_types(quantized, done.asked or quantized.recipe),
+        "types": chosen_types(quantized, done.asked),
         "budgets": budgets_of(done.asked or quantized.recipe),
         "calibration": {
             "samples": quantized.calibration_images,

@@ -68,7 +68,7 @@ class QuantizedModel(fx.GraphModule):
 
     @property
     def calibration_images(self) -> int | None:
-        """How many images its ranges come from, None where a statistics file doesn't tell."""
+        """How many images its ranges, and what was learned, come from; None where a statistics file doesn't tell."""
         return self.meta.get("calibration_images")
 
     @property

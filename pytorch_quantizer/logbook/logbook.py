@@ -4,11 +4,12 @@ Each kind is in a file of its own.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+from pytorch_quantizer.user_warnings import warn_user
 
 Settings = Mapping[str, str | int | float | bool]
 Values = Mapping[str, float]
@@ -85,7 +86,7 @@ class _Guarded:
             self._broken = True
             said = f"{type(error).__name__}: {' '.join(str(error).split())}"
             name = type(self._logbook).__name__
-            warnings.warn(f"{name} takes no more for this run ({said}); the tables have it all", stacklevel=2)
+            warn_user(f"{name} takes no more for this run ({said}); the tables have it all")
             return otherwise
 
 

@@ -5,7 +5,6 @@ How a range becomes a grid is qparams.py's business, how a search is done range_
 from __future__ import annotations
 
 import difflib
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
@@ -21,6 +20,7 @@ from pytorch_quantizer.quantization.histogram import Histogram
 from pytorch_quantizer.quantization.qparams import GridSpec
 from pytorch_quantizer.quantization.range_search import Range, grid_error, search_alpha, search_range
 from pytorch_quantizer.quantization.statistics import TensorStatistics, check_observed
+from pytorch_quantizer.user_warnings import warn_user
 
 Support = Literal["real", "rectified", "nonnegative", "unit"]
 EXACT = "exact"
@@ -142,10 +142,9 @@ def percentile_range(question: Question) -> Range:
     high = histogram.quantile(1 - left_out if question.is_half else 1 - left_out / 2)
     low, high = question.inside(low, high)
     if bool(((high > low) & (high - low < FEWEST_IN_RANGE * histogram.width)).any()):
-        warnings.warn(
+        warn_user(
             f"the range by percentile spans fewer than {FEWEST_IN_RANGE} of the histogram's {histogram.bins} bins, as "
-            "the largest value lies far outside, and is uncertain by one of them: clip by std or laplace there",
-            stacklevel=2,
+            "the largest value lies far outside, and is uncertain by one of them: clip by std or laplace there"
         )
     return low, high
 

@@ -240,10 +240,28 @@ def test_a_warning_is_one_line(tmp_path, capsys):
 @pytest.mark.parametrize("kept", [True, False])
 def test_tuning_that_changed_nothing_is_told(tmp_path, capsys, monkeypatch, kept):
     monkeypatch.setattr(tuning_run, "tune", lambda *_, **__: Tuned(1.0, 0.5 if kept else 1.5, kept))
-    lines, _ = said_by(capsys, tmp_path, "--tuning-epochs", "1")
-    said = [line for line in lines if line.startswith("tuning: ")]
-    left = "tuning: scales, biases and steps left as they were, for nothing better was found "
-    assert said == ([] if kept else [f"{left}(distance from the float network 1 before, 1.5 after)"])
+    pq_command.main(["run", *FEW, "--output", str(tmp_path), "--tuning-epochs", "1"])
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: tuning")]
+    left = "warning: tuning was asked for and changed nothing in this network: nothing better was found; "
+    assert said == ([] if kept else [f"{left}set tuning_epochs 0"])
+
+
+LEARNING_ALONE = ["--activations", "float32", "--deployable", "false", "--calibration-samples", "32"]
+LEARNING_ALONE += ["--reconstruction", "layer", "--reconstruction-iterations", "1"]
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ([], "ranges and what is learned from 32 images of the train split, seed 0"),
+        (["--statistics", "online", "--activations", "int8"], "ranges from each batch as it comes, what is learned "),
+    ],
+    ids=["weights", "online"],
+)
+def test_images_that_only_learning_reads_are_told(tmp_path, capsys, more, told):
+    lines, result = said_by(capsys, tmp_path, *LEARNING_ALONE, *more)
+    assert [line for line in lines if line.startswith(told)]
+    assert result["calibration"]["samples"] == 32
 
 
 def test_help_is_for_people():

@@ -36,6 +36,7 @@ def test_several_widths_are_told_by_their_ends():
     bits = [site.quantizer.bits for site in model.sites if site.kind == "weight"]
     assert (bits[0], bits[-1], len({*bits[1:-1]})) == (8, 8, 2)
     assert chosen_types(model, recipe)["weights"] == f"int{min(bits[1:-1])} … int{max(bits[1:-1])}, mixed"
+    assert chosen_types(model, None) == chosen_types(model, recipe)
 
 
 def test_what_the_user_overrides_takes_no_part():
