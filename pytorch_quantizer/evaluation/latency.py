@@ -105,7 +105,9 @@ def compare_latency(
     models that don't all run on as many threads, or not on as many as asked for, and one of the CPU with images
     elsewhere.
     """
-    _check(models, images, threads, repeats, warmup)
+    if not models or not len(images):
+        raise InputError(f"latency needs a model and images, got {len(models)} models, {len(images)} images")
+    check_counts(threads=threads, repeats=repeats, warmup=warmup)
     timed = list(models.values())
     with _torch_threads(threads), _evaluating(timed), _bar(repeats, warmup, progress) as bar:
         said = {name: _description(name, model, images) for name, model in models.items()}
@@ -130,16 +132,11 @@ def latency_by_batch(
     return {name: [of_size[name] for of_size in measured] for name in models}
 
 
-def _check(
-    models: Mapping[str, nn.Module], images: Tensor, threads: int | None, repeats: int | None, warmup: int | None
-) -> None:
-    if not models or not len(images) or (repeats is not None and repeats < 1) or (warmup is not None and warmup < 0):
-        raise InputError(
-            f"latency needs a model, images and a repeat, got {len(models)} models, {len(images)} images, "
-            f"{repeats} repeats, {warmup} warm-up"
-        )
-    if threads is not None and threads < 1:
-        raise InputError(f"latency needs at least one thread, got {threads}")
+def check_counts(*, threads: int | None = None, repeats: int | None = None, warmup: int | None = None) -> None:
+    """Raise InputError for fewer than one thread or timed pass, or fewer than none before them."""
+    for name, least, count in (("threads", 1, threads), ("repeats", 1, repeats), ("warmup", 0, warmup)):
+        if count is not None and count < least:
+            raise InputError(f"{name} must be {least} or more, got {count}")
 
 
 def _check_label(label: str, whose: str) -> None:

@@ -19,6 +19,7 @@ from pytorch_quantizer.atomic import write_atomically
 from pytorch_quantizer.environment import provenance
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import Latency, file_bytes, file_label, latency_by_batch
+from pytorch_quantizer.evaluation.latency import check_counts
 from pytorch_quantizer.experiments.inference_config import ResolvedConfig
 from pytorch_quantizer.experiments.quantizing import Networks
 from pytorch_quantizer.export.onnx import export_onnx
@@ -34,11 +35,18 @@ FILES = ("bench.csv", "bench.json")
 
 @dataclass(frozen=True)
 class Timing:
-    """batches: numbers of images. threads: of the CPU, None for torch's. repeats: timed passes, None for enough."""
+    """batches: numbers of images. threads: of the CPU, None for torch's. repeats: timed passes, None for enough.
+
+    Raises InputError where there are fewer than one.
+    """
 
     batches: tuple[int, ...] = (1, 32)
     threads: int | None = None
     repeats: int | None = None
+
+    def __post_init__(self) -> None:
+        """Told before anything is quantized."""
+        check_counts(threads=self.threads, repeats=self.repeats)
 
 
 @dataclass(frozen=True)

@@ -94,14 +94,15 @@ class TestMistakes:
             (["--recipe", "nope"], "nope"),
             (["--packed", "net.safetensors", "--recipe", "w8a8"], "quantized already: leave out --recipe"),
             (["--packed", "nowhere.safetensors"], "nowhere.safetensors"),
-            (["--repeats", "0"], "0 repeats"),
-            (["--threads", "0"], "thread"),
+            (["--repeats", "0"], "repeats must be 1 or more, got 0"),
+            (["--threads", "0"], "threads must be 1 or more, got 0"),
             (["--limit", "3"], "--limit"),
             (["--data", "nowhere"], "nowhere is not a folder"),
         ],
     )
     def test_is_named(self, capsys, tmp_path, monkeypatch, arguments, named):
         monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(command, "quantize_network", lambda *_: pytest.fail("work was done"))
         assert named in failing_line(command, capsys, *FEW[:4], *arguments)
 
     def test_an_output_that_cannot_be_written_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):

@@ -122,9 +122,17 @@ class TestTimes:
         assert measure_latency(model, image(), repeats=7, warmup=5).repeats == 7
         assert len(model.batches) == 12
 
-    @pytest.mark.parametrize(("images", "arguments"), [(0, {}), (1, {"repeats": 0}), (1, {"warmup": -1})])
-    def test_impossible_numbers(self, images, arguments):
-        with pytest.raises(InputError, match="latency needs a model, images and a repeat"):
+    @pytest.mark.parametrize(
+        ("images", "arguments", "said"),
+        [
+            (0, {}, "latency needs a model and images"),
+            (1, {"repeats": 0}, "repeats must be 1 or more, got 0"),
+            (1, {"warmup": -1}, "warmup must be 0 or more, got -1"),
+            (1, {"threads": 0}, "threads must be 1 or more, got 0"),
+        ],
+    )
+    def test_impossible_numbers(self, images, arguments, said):
+        with pytest.raises(InputError, match=said):
             measure_latency(Counting(), image(images), **arguments)
 
 
@@ -156,7 +164,7 @@ class TestThreads:
         assert measure_latency(Counting(), image().to("meta"), repeats=1).device == "meta"
 
     def test_none_is_no_number_of_threads(self):
-        with pytest.raises(InputError, match="at least one thread, got 0"):
+        with pytest.raises(InputError, match="threads must be 1 or more, got 0"):
             measure_latency(Counting(), image(), threads=0)
 
     def test_on_different_ones_nothing_is_compared(self):
