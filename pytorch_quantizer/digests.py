@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.user_path import user_path
 
 PIECE = 2**20  # bytes of a file that are read at a time
 
@@ -32,7 +33,7 @@ def file_digest(path: str | Path) -> str:
     """SHA-256 over a file, 64 hexadecimal digits. Raises InputError for one that can't be read."""
     digest = hashlib.sha256()
     try:
-        with Path(path).expanduser().open("rb") as file:
+        with user_path(path).open("rb") as file:
             while piece := file.read(PIECE):
                 digest.update(piece)
     except OSError as error:

@@ -9,6 +9,7 @@ from torchvision.datasets import CIFAR10, MNIST
 
 from pytorch_quantizer.data.registry import SPLITS, has_split
 from pytorch_quantizer.errors import InputError, first_line
+from pytorch_quantizer.user_path import user_path
 
 SOURCES: dict[str, Any] = {"cifar10": CIFAR10, "mnist": MNIST}
 EMBEDDED = ("digits",)
@@ -27,7 +28,7 @@ def download(name: str, root: str | Path | None) -> None:
         )
     if root is None:
         raise InputError(f"download needs --data PATH, the folder that {name} is to be fetched into")
-    folder = Path(root).expanduser()
+    folder = user_path(root)
     if folder.is_dir() and all(has_split(name, folder, split) for split in SPLITS):
         return
     try:

@@ -8,6 +8,7 @@ from pytorch_quantizer.data.dataset import FileDataset, require_folder
 from pytorch_quantizer.data.folder import SPLITS, list_images, split_folder
 from pytorch_quantizer.data.preprocessing import Preprocessing
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.user_path import user_path
 
 PREPROCESSING = Preprocessing(resize=256, crop=224)
 DEFAULT_ROOT = Path("~/datasets/ILSVRC2012")
@@ -22,7 +23,7 @@ def load(
 
     Raises InputError for folders that aren't among the 1,000 wnids and for a folder without images.
     """
-    root = require_folder(root or DEFAULT_ROOT.expanduser(), f"pass --data PATH: {LAYOUT}")
+    root = require_folder(root or user_path(DEFAULT_ROOT), f"pass --data PATH: {LAYOUT}")
     images = split_folder(root, split)
     if images is None:
         raise InputError(f"{root} has no train folder: pass --data PATH: it must hold train/<wnid>/*.JPEG")
@@ -40,5 +41,5 @@ def looks_like(root: Path) -> bool:
 
 def has_split(root: Path | None, split: str) -> bool:
     """Whether the folder of a split is there."""
-    root = root or DEFAULT_ROOT.expanduser()
+    root = root or user_path(DEFAULT_ROOT)
     return root.is_dir() and split_folder(root, split) is not None

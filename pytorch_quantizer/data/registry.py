@@ -9,6 +9,7 @@ from pytorch_quantizer.data import cifar10, digits, folder, imagenet, mnist
 from pytorch_quantizer.data.dataset import ImageDataset, require_folder
 from pytorch_quantizer.data.preprocessing import Preprocessing
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.user_path import user_path
 
 DATASETS: dict[str, ModuleType] = {
     "digits": digits,
@@ -50,7 +51,7 @@ def infer_dataset(root: str | Path) -> str:
 
     Raises InputError where `root` is not a folder.
     """
-    path = require_folder(Path(root).expanduser(), "--data takes the folder that a data set lies in")
+    path = require_folder(user_path(root), "--data takes the folder that a data set lies in")
     if imagenet.looks_like(path):
         return "imagenet"
     arrays = (name for name in ("cifar10", "mnist") if any(has_split(name, path, split) for split in SPLITS))
@@ -66,4 +67,4 @@ def _module(name: str, split: str) -> ModuleType:
 
 
 def _expand(root: str | Path | None) -> Path | None:
-    return None if root is None else Path(root).expanduser()
+    return None if root is None else user_path(root)

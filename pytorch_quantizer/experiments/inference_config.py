@@ -14,6 +14,7 @@ from torch import nn
 from pytorch_quantizer.data import ImageDataset, has_split, infer_dataset, load_dataset, load_unlabelled
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
+from pytorch_quantizer.user_path import user_path
 
 DEFAULT_ARCH = {"imagenet": "resnet50", "folder": "resnet50"}  # elsewhere the CIFAR ResNet-20
 BUNDLED = {("digits", "resnet20"): "digits_resnet20"}
@@ -97,7 +98,7 @@ def load_images(config: ResolvedConfig) -> tuple[ImageDataset, ImageDataset, str
         return test, load(source), source
     size = test[0][0].shape[-1]
     alike = test.preprocessing if test.preprocessing.crop else replace(test.preprocessing, resize=size, crop=size)
-    folder = config.calibration_data.expanduser()
+    folder = user_path(config.calibration_data)
     return test, load_unlabelled(folder, alike, skip_corrupt=config.skip_corrupt), str(folder)
 
 
@@ -119,7 +120,7 @@ def weights_file(config: ResolvedConfig) -> Path | None:
     Raises InputError where there are none, and where the file isn't there.
     """
     arch, checkpoint = config.arch, config.checkpoint
-    if checkpoint is not None and not checkpoint.expanduser().is_file():
+    if checkpoint is not None and not user_path(checkpoint).is_file():
         raise InputError(f"checkpoint {checkpoint} is not a file: check the path")
     if checkpoint is None and (config.dataset, arch) in BUNDLED:
         checkpoint = bundled_checkpoint(BUNDLED[config.dataset, arch])

@@ -24,6 +24,7 @@ from pytorch_quantizer.export.foreign import find_foreign
 from pytorch_quantizer.export.model_description import VALUES_A_BYTE, Tensors, build_model, describe_model
 from pytorch_quantizer.export.plain_values import Description
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.user_path import user_path
 
 KEY = "pytorch_quantizer"  # of the file's metadata: {"version", "checksum"}
 DESCRIPTION = "description"  # the tensor that holds everything that is no tensor: JSON, zlib, uint8
@@ -63,7 +64,7 @@ def load(path: str | Path, *, model: nn.Module | None = None, device: str | torc
     Raises InputError for a file that isn't there, isn't such a checkpoint or is damaged, and where ``model`` is missing
     or another network.
     """
-    path, device = Path(path).expanduser(), choose_device(str(device))
+    path, device = user_path(path), choose_device(str(device))
     with _reading(path):
         content, tensors = _read(path)
         foreign = find_foreign(content, model)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3
 
 from pytorch_quantizer.errors import InputError, first_line
+from pytorch_quantizer.user_path import user_path
 
 StateDict = OrderedDict[str, Tensor]
 
@@ -37,7 +38,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     Raises InputError for a file that isn't a checkpoint and for one that doesn't fit, naming a few keys and their
     number; after a misfit the model's weights are not to be used.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     load_state(model, _read(path), source=str(path))
 
 

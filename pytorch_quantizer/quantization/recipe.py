@@ -25,6 +25,7 @@ from pytorch_quantizer.quantization.qtypes import NUMBER_TYPES, NumberType
 from pytorch_quantizer.quantization.reconstruction_fields import LEARNED, RECONSTRUCTIONS, check_reconstruction
 from pytorch_quantizer.quantization.tuning_fields import check_tuning
 from pytorch_quantizer.settings_text import dump_settings, load_commented_yaml
+from pytorch_quantizer.user_path import user_path
 
 NUMBER_TYPE_NAMES = "int1 … int16, " + ", ".join(
     name if entry.fixed_bits else f"{name}BITS" for name, entry in NUMBER_TYPES.items() if name != "int"
@@ -241,7 +242,7 @@ class Recipe:
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
         """A recipe shipped with the package, by name, or a file's, YAML or JSON; InputError where neither is there."""
-        path = Path(name_or_path).expanduser()
+        path = user_path(name_or_path)
         if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
             return cls.from_yaml(_read(path), source=str(path))
         shipped = resources.files("pytorch_quantizer") / "recipes" / f"{name_or_path}.yaml"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.user_path import user_path
 
 
 def _option(default: Any, text: str) -> Any:
@@ -55,4 +56,4 @@ def expanded(name: str, text: Any) -> Path:
     path = os.path.expandvars(str(text))
     if "$" in path:
         raise InputError(f"{name} {str(text)!r} names a variable that isn't set: set it, or write the path out")
-    return Path(path).expanduser()
+    return user_path(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 from pytorch_quantizer.calibration.trainable import check_grids
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.training.kinds import check_kinds
+from pytorch_quantizer.user_path import user_path
 
 LEARNING_RATE, QAT_LEARNING_RATE = 0.1, 0.01
 KEPT = ("last", "best")
@@ -230,7 +231,7 @@ def require_kept(config: TrainingConfig, files: Iterable[Path] = (), page: Path 
     written = written_paths(config) | ({} if page is None else {"the page of --report": page})
     for what, file in read:
         for name, path in written.items():
-            if file is not None and _is_one_file(Path(file).expanduser(), path):
+            if file is not None and _is_one_file(user_path(file), path):
                 raise InputError(
                     f"{file}, {what}, would be lost: training to {weights_path(config)} writes {name} to {path}; "
                     f"give another --{'report' if path == page else 'output'}, or move {what} elsewhere"

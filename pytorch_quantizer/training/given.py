@@ -16,6 +16,7 @@ import yaml
 from pytorch_quantizer.errors import InputError, did_you_mean
 from pytorch_quantizer.settings_text import load_commented_yaml
 from pytorch_quantizer.training.config import Augmentation, Qat, TrainingConfig
+from pytorch_quantizer.user_path import user_path
 
 GROUPS = {"augmentation": Augmentation, "qat": Qat}
 MEMBERS = {name: [entry.name for entry in fields(group)] for name, group in GROUPS.items()}
@@ -60,7 +61,7 @@ def read_given(arguments: Sequence[str]) -> Given:
     places: dict[str, str] = {}
     for flag, value in found:
         is_file = os.path.isfile(os.path.expanduser(value))
-        files += [Path(value).expanduser()] * is_file
+        files += [user_path(value)] * is_file
         places |= dict.fromkeys(_with_groups(_names_in(flag, value)), value if is_file else "")
     named = [argument.partition("=")[0].removeprefix("--") for argument in others if argument.startswith("--")]
     return Given(tuple(files), places | dict.fromkeys(_with_groups(named), ""))
@@ -98,12 +99,12 @@ def _is_pipe(value: str) -> bool:
 
 
 def _load(flag: str, value: str) -> dict[Any, Any]:
-    path = Path(value).expanduser()
+    path = os.path.expanduser(value)
     if os.path.isdir(path):
         raise InputError(f"--{flag} {value} is a folder: give a file of settings, YAML or JSON")
     is_file = os.path.isfile(path)
     try:
-        values = load_commented_yaml(path.read_text(encoding="utf-8") if is_file else value)
+        values = load_commented_yaml(Path(path).read_text(encoding="utf-8") if is_file else value)
     except yaml.YAMLError as error:
         raise InputError(f"{value} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
@@ -113,7 +114,8 @@ def _load(flag: str, value: str) -> dict[Any, Any]:
     if isinstance(values, dict):
         return values
     if not is_file:
-        raise InputError(f"--{flag} {value} isn't there: give a file of settings, YAML or JSON")
+        shown = value or "''"
+        raise InputError(f"--{flag} {shown} isn't there: give a file of settings, YAML or JSON")
     raise InputError(f"{value} must hold a mapping of settings, such as epochs: 3; got {type(values).__name__}")
 
 

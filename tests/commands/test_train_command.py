@@ -14,6 +14,7 @@ from pytorch_quantizer.models import bundled_checkpoint
 from pytorch_quantizer.training import Augmentation, Qat, TrainingConfig
 from pytorch_quantizer.training.config import weights_path
 
+WEIGHTS = str(bundled_checkpoint("digits_resnet20"))
 CONFIGS = Path(__file__).parents[2] / "scripts" / "configs"
 
 
@@ -87,6 +88,8 @@ class TestMistakes:
             (["--augmentation.scaling", "2"], "scaling in [0, 1)"),
             (["--recipe", "w8a8"], "begins with a trained network: give --checkpoint FILE"),
             (["--recipe", "w9", "--checkpoint", "absent.th"], "absent.th is not a file"),
+            (["--recipe", "~nosuchuser/r.yaml", "--checkpoint", WEIGHTS], "the recipe ~nosuchuser/r.yaml: No such"),
+            (["--checkpoint", "~nosuchuser/a.th"], "~nosuchuser/a.th"),
             (["--keep", "first"], "keep must be one of last, best, got 'first'"),
             (["--ema", "1"], "ema must lie in [0, 1), got 1.0"),
             (["--qat.temperature", "0"], "qat.temperature must be positive"),

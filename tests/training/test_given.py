@@ -54,6 +54,9 @@ def test_a_mistake_in_a_file(here, text, said):
     ("arguments", "said"),
     [
         (["--config", "absent.yaml"], "--config absent.yaml isn't there: give a file of settings, YAML or JSON"),
+        (["--config", "~nosuchuser/c.yaml"], "--config ~nosuchuser/c.yaml isn't there: give a file of settings"),
+        (["--qat", "~nosuchuser/q.yaml"], "--qat ~nosuchuser/q.yaml isn't there: give a file of settings"),
+        (["--config", ""], "--config '' isn't there: give a file of settings, YAML or JSON"),
         (["--config=."], "--config . is a folder: give a file of settings, YAML or JSON"),
         (["--config"], "argument --config: expected one argument"),
         (["--config", "epoch: 3"], "epoch: 3: unknown setting 'epoch' (did you mean 'epochs'?)"),
