@@ -16,7 +16,6 @@ import yaml
 from pytorch_quantizer.errors import InputError, did_you_mean
 from pytorch_quantizer.settings_text import load_commented_yaml
 from pytorch_quantizer.training.config import Augmentation, Qat, TrainingConfig
-from pytorch_quantizer.user_path import user_path
 
 GROUPS = {"augmentation": Augmentation, "qat": Qat}
 MEMBERS = {name: [entry.name for entry in fields(group)] for name, group in GROUPS.items()}
@@ -31,7 +30,7 @@ class Given:
     """What is given, and where.
 
     Attributes:
-        files: of settings, those that flags name.
+        files: of settings, those that flags and groups in a config name.
         places: the file of each setting, named as its flag is (qat.norms); "" where a flag gives it.
 
     """
@@ -52,17 +51,18 @@ class Given:
 
 
 def read_given(arguments: Sequence[str]) -> Given:
-    """Read the files that flags name, and whose settings they hold. arguments: flags, spelt with underscores.
+    """Read the files that flags and groups in a config name, and whose settings they hold.
 
+    arguments: flags, spelt with underscores.
     Raises InputError for a file that can't be read, holds no mapping, is a report, or has an unknown key.
     """
     found, others = _divided(arguments)
     files: list[Path] = []
     places: dict[str, str] = {}
     for flag, value in found:
-        is_file = os.path.isfile(os.path.expanduser(value))
-        files += [user_path(value)] * is_file
-        places |= dict.fromkeys(_with_groups(_names_in(flag, value)), value if is_file else "")
+        more, held = _read(f"--{flag}", value, "" if flag == "config" else flag)
+        files += more
+        places |= held
     named = [argument.partition("=")[0].removeprefix("--") for argument in others if argument.startswith("--")]
     return Given(tuple(files), places | dict.fromkeys(_with_groups(named), ""))
 
@@ -79,13 +79,24 @@ def _divided(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]
     return [(flag, value) for flag in FLAGS for value in vars(found)[flag]], others
 
 
-def _names_in(flag: str, value: str) -> list[str]:
-    """The settings in a file, or in the text that stands for one."""
-    group = "" if flag == "config" else flag
-    names = [group] if group else []
-    if not _is_pipe(value):  # one can be read once, which jsonargparse does
-        names += _checked(value, _load(flag, value), group)
-    return names
+def _read(named: str, value: str, group: str, outer: str = "") -> tuple[list[Path], dict[str, str]]:
+    """(files, places) as Given has them, of a flag, or of a group in a config, ``named`` in messages.
+
+    value: the file, or the settings as text. outer: the config that it stands in, beside which jsonargparse looks for
+    the file; "" for a flag's.
+    """
+    path = os.path.join(os.path.dirname(os.path.normpath(outer)), os.path.expanduser(value))
+    place = path if os.path.isfile(path) else outer
+    files, places = [Path(path)] * os.path.isfile(path), dict.fromkeys([group] if group else [], place)
+    if _is_pipe(path):  # one can be read once, which jsonargparse does
+        return files, places
+    for name, held in _checked(place or value, _load(named, value, path), group):
+        places |= dict.fromkeys(_with_groups([name]), place)
+        if name in GROUPS and isinstance(held, str):
+            more, inner = _read(f"{place or value}: {name}", held, name, place)
+            files += more
+            places |= inner
+    return files, places
 
 
 def _with_groups(names: Sequence[str]) -> list[str]:
@@ -93,34 +104,32 @@ def _with_groups(names: Sequence[str]) -> list[str]:
     return [*names, *(name.partition(".")[0] for name in names)]
 
 
-def _is_pipe(value: str) -> bool:
-    path = os.path.expanduser(value)
+def _is_pipe(path: str) -> bool:
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-def _load(flag: str, value: str) -> dict[Any, Any]:
-    path = os.path.expanduser(value)
+def _load(named: str, value: str, path: str) -> dict[Any, Any]:
+    """What the file at ``path`` holds, or where there is none the text."""
+    is_file, shown = os.path.isfile(path), path or "''"
     if os.path.isdir(path):
-        raise InputError(f"--{flag} {value} is a folder: give a file of settings, YAML or JSON")
-    is_file = os.path.isfile(path)
+        raise InputError(f"{named} {shown} is a folder: give a file of settings, YAML or JSON")
     try:
         values = load_commented_yaml(Path(path).read_text(encoding="utf-8") if is_file else value)
     except yaml.YAMLError as error:
-        raise InputError(f"{value} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+        raise InputError(f"{shown} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"a config file must be UTF-8 text, YAML or JSON; given was --{flag} {value}") from error
+        raise InputError(f"a config file must be UTF-8 text, YAML or JSON; given was {named} {shown}") from error
     except OSError as error:
-        raise InputError(f"cannot read {value}: {error.strerror}") from error
+        raise InputError(f"cannot read {shown}: {error.strerror}") from error
     if isinstance(values, dict):
         return values
     if not is_file:
-        shown = value or "''"
-        raise InputError(f"--{flag} {shown} isn't there: give a file of settings, YAML or JSON")
-    raise InputError(f"{value} must hold a mapping of settings, such as epochs: 3; got {type(values).__name__}")
+        raise InputError(f"{named} {shown} isn't there: give a file of settings, YAML or JSON")
+    raise InputError(f"{shown} must hold a mapping of settings, such as epochs: 3; got {type(values).__name__}")
 
 
-def _checked(place: str, values: Mapping[Any, Any], group: str) -> Iterator[str]:
-    """The settings' names, of a group ``group.name``. Raises InputError for those that aren't known."""
+def _checked(place: str, values: Mapping[Any, Any], group: str) -> Iterator[tuple[str, Any]]:
+    """The settings by name, of a group ``group.name``. Raises InputError for those that aren't known."""
     if not group and values.keys() >= REPORT:
         raise InputError(
             f"{place} is a report of pq train, not a config: give the file that it was trained with, "
@@ -132,6 +141,6 @@ def _checked(place: str, values: Mapping[Any, Any], group: str) -> Iterator[str]
         if key not in known:
             inner = [] if group else [entry for entry in DOTTED if entry.partition(".")[2] == key]
             raise InputError(f"{place}: unknown setting {name!r}{did_you_mean(inner[0] if inner else key, known)}")
-        yield name
+        yield name, value
         if name in GROUPS and isinstance(value, dict):
             yield from _checked(place, value, name)

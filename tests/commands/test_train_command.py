@@ -225,6 +225,8 @@ class TestFilesThatAreRead:
     def test_settings_of_a_group(self, tmp_path, capsys):
         (tmp_path / "moves.json").write_text('{"shift": 1}')
         self.lost(capsys, ["--augmentation", "moves.json", "--output", "moves.safetensors"], "moves.json, the config, ")
+        (tmp_path / "mine.yaml").write_text("augmentation: moves.json\n")
+        self.lost(capsys, ["--config", "mine.yaml", "--output", "moves.safetensors"], "moves.json, the config, ")
 
     def test_checkpoint_and_recipe(self, tmp_path, capsys):
         weights = tmp_path / "net.best.safetensors"

@@ -61,11 +61,32 @@ def test_a_mistake_in_a_file(here, text, said):
         (["--config"], "argument --config: expected one argument"),
         (["--config", "epoch: 3"], "epoch: 3: unknown setting 'epoch' (did you mean 'epochs'?)"),
         (["--qat", "{grid_rat: 1}"], "{grid_rat: 1}: unknown setting 'qat.grid_rat' (did you mean 'grid_rate'?)"),
+        (["--qat", "{norms: 3}"], "--qat.norms must be true or false, got '3'"),
         (["--augmentation", "2"], "--augmentation 2 isn't there: give a file of settings"),
     ],
 )
 def test_a_mistake_in_what_names_it(arguments, said):
     refused(arguments, said)
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "said"),
+    [
+        ("q.json", '{"grid_rat": 1}', "sub/q.json: unknown setting 'qat.grid_rat' (did you mean 'grid_rate'?)"),
+        ("./q.json", '{"temperature": 0}', "sub/./q.json: qat.temperature must be positive, got 0"),
+        ("q.json", '{"norms": 3}', "sub/q.json: qat.norms must be true or false, got"),
+        ("q.json", "[1]", "sub/q.json must hold a mapping of settings"),
+        ("q.json", "a: [1, 2", "sub/q.json is neither YAML nor JSON: "),
+        ("absent.json", "", "sub/mine.yaml: qat sub/absent.json isn't there: give a file of settings, YAML or JSON"),
+        (".", "", "sub/mine.yaml: qat sub/. is a folder: give a file of settings"),
+        ("'{grid_rat: 1}'", "", "sub/mine.yaml: unknown setting 'qat.grid_rat' (did you mean 'grid_rate'?)"),
+    ],
+)
+def test_a_mistake_in_a_groups_file_that_a_config_names(here, value, text, said):
+    (here / "sub").mkdir()
+    (here / "sub" / "mine.yaml").write_text(f"recipe: w8a8\nqat: {value}\n")
+    (here / "sub" / "q.json").write_text(text)
+    refused(["--config", "sub/mine.yaml"], said)
 
 
 def test_a_flags_mistake_is_no_files(here):
@@ -93,6 +114,29 @@ def test_files_and_places(here):
         "augmentation": "moves.yaml",
         "augmentation.shift": "moves.yaml",
         "seed": "",
+    }
+
+
+def test_a_groups_file_lies_beside_the_config_that_names_it(here, monkeypatch):
+    (here / "sub").mkdir()
+    (here / "sub" / "mine.yaml").write_text("epochs: 3\naugmentation: a.json\n")
+    (here / "sub" / "a.json").write_text('{"shift": 2}')
+    (here / "a.json").write_text('{"shift": 1}')
+    (here / "home.yaml").write_text("augmentation: ~/a.json")
+    monkeypatch.setenv("HOME", str(here / "sub"))
+    for config, shift in [
+        ("sub/mine.yaml", 2),
+        ("sub/../sub/mine.yaml", 2),
+        ("home.yaml", 2),
+        ("augmentation: a.json", 1),
+    ]:
+        given = read_given(["--config", config])
+        assert parse_training(["--config", config]).augmentation == Augmentation(shift=shift)
+        assert given.files[-1].samefile(here / "sub" / "a.json" if shift == 2 else here / "a.json")
+    assert read_given(["--config", "sub/mine.yaml"]).places == {
+        "epochs": "sub/mine.yaml",
+        "augmentation": "sub/a.json",
+        "augmentation.shift": "sub/a.json",
     }
 
 
