@@ -22,15 +22,14 @@ from pytorch_quantizer.training.given import MEMBERS, read_given
 def parse_training(
     arguments: Sequence[str], description: str | None = None, *, page: Path | None = None
 ) -> TrainingConfig:
-    """Read flags over the file of ``--config`` over defaults; keys of the file that start with '_' are comments.
+    """Read flags, in whatever order, over the file of ``--config`` over defaults; its keys with '_' first are comments.
 
     page: what --report writes. Raises InputError for settings that aren't known or out of their rule, naming the file
     that they stand in, and where training or the page would write over a file that is read.
     """
-    underscored = [_underscored(argument) for argument in arguments]
-    given = read_given(underscored)
+    given = read_given([_underscored(argument) for argument in arguments])
     try:
-        config: TrainingConfig = jsonargparse.auto_cli(TrainingConfig, args=underscored, **_parsing(description))
+        config: TrainingConfig = jsonargparse.auto_cli(TrainingConfig, args=given.arguments, **_parsing(description))
         if config.recipe is None and given.forgets_recipe():
             raise InputError(NO_RECIPE)
     except InputError as error:

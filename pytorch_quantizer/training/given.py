@@ -30,11 +30,13 @@ class Given:
     """What is given, and where.
 
     Attributes:
+        arguments: the flags, those that name files of settings in front, so that jsonargparse lets the others win.
         files: of settings, those that flags and groups in a config name.
         places: the file of each setting, named as its flag is (qat.norms); "" where a flag gives it.
 
     """
 
+    arguments: list[str]
     files: tuple[Path, ...]
     places: Mapping[str, str]
 
@@ -64,7 +66,8 @@ def read_given(arguments: Sequence[str]) -> Given:
         files += more
         places |= held
     named = [argument.partition("=")[0].removeprefix("--") for argument in others if argument.startswith("--")]
-    return Given(tuple(files), places | dict.fromkeys(_with_groups(named), ""))
+    in_front = [f"--{flag}={value}" for flag, value in found]
+    return Given([*in_front, *others], tuple(files), places | dict.fromkeys(_with_groups(named), ""))
 
 
 def _divided(arguments: Sequence[str]) -> tuple[list[tuple[str, str]], list[str]]:

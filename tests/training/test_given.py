@@ -147,6 +147,22 @@ def test_what_is_right_stays_right(here):
     assert parse_training(["--qat", "{norms: false}", "--recipe", "w8a8"]).qat == Qat(norms=False)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--epochs", "4", "--weight-decay", "-0", "--qat.norms=false", "--config", "mine.yaml", "--qat", "q.json"],
+        ["--epochs=4", "--qat", "q.json", "--weight_decay=-0", "--config=mine.yaml", "--qat.norms", "false"],
+        ["--config", "mine.yaml", "--qat", "q.json", "--epochs", "4", "--weight_decay", "-0", "--qat.norms", "false"],
+    ],
+)
+def test_flags_win_in_whatever_order(here, arguments):
+    (here / "mine.yaml").write_text("epochs: 3\nweight_decay: 1.0\nrecipe: w8a8\nqat: {norms: true, temperature: 2}\n")
+    (here / "q.json").write_text('{"norms": true, "temperature": 3, "grid_rate": 1}')
+    assert parse_training(arguments) == TrainingConfig(
+        recipe="w8a8", epochs=4, weight_decay=0.0, qat=Qat(norms=False, temperature=3, grid_rate=1)
+    )
+
+
 def test_a_pipe_is_read_once(here):
     os.mkfifo(here / "pipe")
     writer = threading.Thread(target=(here / "pipe").write_text, args=("epochs: 7\n",))
