@@ -14,7 +14,7 @@
 
   pq train --recipe w4a4_statistical --checkpoint FILE --dataset cifar10 --data DIR
       quantization-aware training: begins with a trained network, quantized as the recipe says (a shipped recipe's name
-      or a YAML file), and writes a packed checkpoint, as pq.save does
+      or a file, YAML or JSON), and writes a packed checkpoint, as pq.save does
 
 A config file is YAML or JSON; keys that begin with an underscore, such as _comment, are comments anywhere in it.
 After each epoch accuracy, precision, recall and F1 are measured on validation images, and OUTPUT.state.safetensors is
@@ -33,9 +33,7 @@ from typing import Any
 import jsonargparse
 
 from pytorch_quantizer.commands.report_flag import check_report, take_report_flag, write_report_of
-from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.training import TrainingConfig, finished_report, train
-from pytorch_quantizer.training.config import written_paths
 from pytorch_quantizer.training.flags import parse_training, training_parser
 
 
@@ -44,7 +42,6 @@ def main(arguments: list[str] | None = None) -> None:
     given, page = take_report_flag(sys.argv[1:] if arguments is None else arguments)
     check_report(page)
     config = parse(given, page)
-    _check_page(page, config)
     finished = finished_report(config)
     report = train(config) if finished is None else finished
     print("\n".join(_summary(report, finished is not None)))
@@ -52,7 +49,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def parse(arguments: list[str], page: Path | None = None) -> TrainingConfig:
-    """Read flags over config file over defaults; keys that start with '_' are comments. page: what --report writes."""
+    """``parse_training``, with this command's help. page: what --report writes."""
     return parse_training(arguments, __doc__, page=page)
 
 
@@ -85,9 +82,3 @@ def _best(report: dict[str, Any]) -> str:
     accuracies = [record["validation"]["accuracy"] for record in report["epochs"]]
     equals = accuracies.count(max(accuracies))
     return f"; best on validation images was {best}" + (f", the earliest of {equals} equals" if equals > 1 else "")
-
-
-def _check_page(page: Path | None, config: TrainingConfig) -> None:
-    for name, path in written_paths(config).items():
-        if page is not None and page.resolve() == path.resolve():
-            raise InputError(f"--report {page} is where training writes {name}: give another file, ending in .html")

@@ -1,4 +1,4 @@
-"""A sweep's YAML file as points: a grid of data sets, networks, recipes and seeds, or a list, every value checked.
+"""A sweep's file, YAML or JSON, as points: a grid of data sets, networks, recipes and seeds, or a list, all checked.
 What is common to all points is settings.py's; a recipe's own rules are Recipe's.
 """
 
@@ -47,7 +47,7 @@ class Weights:
 
 
 def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[Settings, list[Point]]:
-    """The common settings and the points of a YAML file, in its order: data sets, networks, recipes, seeds.
+    """The common settings and the points of a file, YAML or JSON, in its order: data sets, networks, recipes, seeds.
 
     overrides: fields of Settings that win over the file's. Keys that start with '_' are comments.
     Raises InputError, which names the file, the key and the rule.
@@ -59,7 +59,7 @@ def read_plan(path: Path, overrides: Mapping[str, Any] | None = None) -> tuple[S
 
 
 def parse_plan(content: Any, overrides: Mapping[str, Any]) -> tuple[Settings, list[Point]]:
-    """What ``read_plan`` gives, of YAML that has been read."""
+    """What ``read_plan`` gives, of a file that has been read."""
     content = _mapping("a sweep", content, KEYS)
     settings = _settings(content.get("settings") or {}, overrides)
     if ("points" in content) == ("recipes" in content):
@@ -214,6 +214,6 @@ def _load(path: Path) -> Any:
     try:
         return load_commented_yaml(Path(path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        raise InputError(f"not YAML: {' '.join(str(error).split())}") from error
+        raise InputError(f"neither YAML nor JSON: {' '.join(str(error).split())}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"can't be read: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}") from error

@@ -88,7 +88,8 @@ class TrainingConfig:
         data: the folder of the data set; digits needs none.
         download: fetch the data set into that folder first, where it isn't there, as torchvision does.
         checkpoint: weights to begin with, random ones unless given.
-        recipe: quantization-aware training: a shipped recipe's name or a YAML file; float training unless given.
+        recipe: quantization-aware training: a shipped recipe's name or a file, YAML or JSON; float training unless
+            given.
         image_size: pixels of the square that the images are brought to; what the network usually reads unless given
             (a torchvision network 224 or more, whatever the data set).
         epochs: passes over the training images.
@@ -222,13 +223,16 @@ def written_paths(config: TrainingConfig) -> dict[str, Path]:
 
 
 def require_kept(config: TrainingConfig, files: Iterable[Path] = (), page: Path | None = None) -> None:
-    """Raise InputError where training would write over a file that it reads: config, checkpoint or recipe.
-
-    files: those of the config. page: what --report writes.
+    """Raise InputError where training or the page would write over what is read, config, checkpoint or recipe, and
+    where both would write one file. files: those of the config. page: what --report writes.
     """
+    written = written_paths(config)
+    for name, path in written.items():
+        if page is not None and page.resolve() == path.resolve():
+            raise InputError(f"--report {page} is where training writes {name}: give another file, ending in .html")
     read = [("the config", file) for file in files]
     read += [(f"the {name}", getattr(config, name)) for name in ("checkpoint", "recipe")]
-    written = written_paths(config) | ({} if page is None else {"the page of --report": page})
+    written |= {} if page is None else {"the page of --report": page}
     for what, file in read:
         for name, path in written.items():
             if file is not None and _is_one_file(user_path(file), path):

@@ -16,7 +16,7 @@ from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.flag_parser import Parser
 from pytorch_quantizer.settings_text import load_commented_yaml
 from pytorch_quantizer.training.config import NO_RECIPE, TrainingConfig, require_kept
-from pytorch_quantizer.training.given import MEMBERS, read_given
+from pytorch_quantizer.training.given import MEMBERS, NOT_TEXT, read_given
 
 
 def parse_training(
@@ -65,8 +65,7 @@ class _TrainingParser(Parser):
         try:
             parsed = super().parse_args(args, *rest, **options)
         except UnicodeDecodeError as error:
-            given = " ".join(args or ())
-            raise InputError(f"a config file must be UTF-8 text, YAML or JSON; given was {given}") from error
+            raise InputError(f"{NOT_TEXT} {' '.join(args or ())}") from error
         for name, members in MEMBERS.items():
             if not isinstance(parsed.get(name), jsonargparse.Namespace):
                 known = ", ".join(members)

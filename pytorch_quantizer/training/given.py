@@ -22,6 +22,7 @@ MEMBERS = {name: [entry.name for entry in fields(group)] for name, group in GROU
 DOTTED = [f"{group}.{name}" for group, names in MEMBERS.items() for name in names]
 KNOWN = [*(entry.name for entry in fields(TrainingConfig)), *DOTTED]
 FLAGS = ("config", *GROUPS)  # of files of settings
+NOT_TEXT = "a config file must be UTF-8 text, YAML or JSON; given was"
 REPORT = {"config", "test", "epochs"}  # what only a report of training holds together
 
 
@@ -121,7 +122,7 @@ def _load(named: str, value: str, path: str) -> dict[Any, Any]:
     except yaml.YAMLError as error:
         raise InputError(f"{shown} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"a config file must be UTF-8 text, YAML or JSON; given was {named} {shown}") from error
+        raise InputError(f"{NOT_TEXT} {named} {shown}") from error
     except OSError as error:
         raise InputError(f"cannot read {shown}: {error.strerror}") from error
     if isinstance(values, dict):

@@ -1,4 +1,4 @@
-"""A sweep's YAML: what it means, and one line for whatever is wrong in it."""
+"""A sweep's file: what it means, and one line for whatever is wrong in it."""
 
 from pathlib import Path
 
@@ -165,7 +165,7 @@ class TestMistakes:
         assert "\n" not in str(raised.value)
 
     @pytest.mark.parametrize(
-        ("content", "said"), [(b"{", "not YAML"), (b"\xff\xfe", "not UTF-8"), (None, "No such file")]
+        ("content", "said"), [(b"{", "neither YAML nor JSON"), (b"\xff\xfe", "not UTF-8"), (None, "No such file")]
     )
     def test_files(self, tmp_path, content, said):
         if content is not None:

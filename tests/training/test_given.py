@@ -169,3 +169,11 @@ def test_a_pipe_is_read_once(here):
     writer.start()
     assert parse_training(["--config", "pipe"]).epochs == 7
     writer.join()
+
+
+def test_a_pipe_that_holds_no_text(here):
+    os.mkfifo(here / "pipe")
+    writer = threading.Thread(target=(here / "pipe").write_bytes, args=(b"\xff\xfe",))
+    writer.start()
+    refused(["--config", "pipe"], "a config file must be UTF-8 text, YAML or JSON; given was --config=pipe")
+    writer.join()
