@@ -116,6 +116,7 @@ class TestTheFlagOfTraining:
         assert take_report_flag(["--epochs", "3"]) == (["--epochs", "3"], None)
 
     def test_writes_the_curves(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
         found = training() | {"best_epoch": 5, "written_epoch": 5, "seconds": 1.0}
         found["config"] |= {"output": str(tmp_path / "net.safetensors"), "dataset": "digits", "recipe": None}
         found["test"] |= {name: {"macro": 0.5} for name in ("precision", "recall", "f1")}

@@ -141,7 +141,9 @@ class TestMistakes:
         assert exit_code(["--config", str(tmp_path / "config.yaml")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
 
-    def test_a_bug_keeps_its_traceback(self, monkeypatch):
+    def test_a_bug_keeps_its_traceback(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+
         def bug(config):
             raise ZeroDivisionError
 
@@ -283,7 +285,8 @@ def test_trains_and_says_what_came_out(tmp_path, capsys):
         ((0.7, 0.7, 0.7), 1, "(epoch 3 of 3; best on validation images was 1, the earliest of 3 equals)"),
     ],
 )
-def test_of_equals_the_earliest_is_said_to_be_it(monkeypatch, capsys, accuracies, best, said):
+def test_of_equals_the_earliest_is_said_to_be_it(tmp_path, monkeypatch, capsys, accuracies, best, said):
+    monkeypatch.chdir(tmp_path)
     report = {
         "config": {"arch": "mlp", "dataset": "digits", "recipe": "w8a8", "epochs": 3, "output": "a.safetensors"},
         "test": {"top1": 0.5, "samples": 2, **{key: {"macro": 0.5} for key in ("precision", "recall", "f1")}},
