@@ -23,7 +23,7 @@ from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.export.checkpoint import load, save
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.models import create_model
-from pytorch_quantizer.quantization.recipe import Recipe
+from pytorch_quantizer.quantization.recipe import Override, Recipe
 from pytorch_quantizer.training.config import TrainingConfig, state_path
 from pytorch_quantizer.training.pupil import Pupil
 
@@ -121,16 +121,36 @@ def identity_of(config: TrainingConfig, data: ImageDataset) -> dict[str, Any]:
     if config.checkpoint is not None:
         identity["checkpoint"] = f"sha256 {file_digest(config.checkpoint)}"
     if config.recipe is not None:
-        recipe: dict[str, Any] = json.loads(json.dumps(asdict(Recipe.load(config.recipe))))
-        identity |= {f"recipe.{name}": value for name, value in recipe.items()}
+        identity |= _settings_of_recipe(Recipe.load(config.recipe))
         del identity["recipe"]
     return identity
 
 
+def _settings_of_recipe(recipe: Recipe) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(json.dumps(asdict(recipe)))
+    return {f"recipe.{name}": value for name, value in values.items()}
+
+
 def changed_settings(known: Mapping[str, Any], identity: Mapping[str, Any]) -> str:
-    """What another run's identity has otherwise, as text; "" where it is the same run."""
+    """What another run's identity has otherwise, as text; "" where it is the same run.
+
+    What that run's version of this package didn't know yet was at its default.
+    """
+    known = _completed(known)
     others = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
     return ", ".join(f"{name} {_shown(known.get(name))}" for name in others)
+
+
+def _completed(known: Mapping[str, Any]) -> dict[str, Any]:
+    """An identity with what it lacks at its default: settings, members of their groups, fields of the recipe."""
+    usual = settings_of(TrainingConfig())
+    if "recipe" not in known:  # its fields stand in its place
+        del usual["recipe"]
+        usual |= _settings_of_recipe(Recipe())
+    whole = usual | dict(known)
+    groups = {name: value | whole[name] for name, value in usual.items() if isinstance(value, dict)}
+    overrides = [asdict(Override("")) | entry for entry in whole.get("recipe.overrides", ())]
+    return whole | groups | ({"recipe.overrides": overrides} if overrides else {})
 
 
 def _shown(value: Any) -> str:

@@ -7,8 +7,10 @@ import pytest
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.commands import train as command
-from pytorch_quantizer.training import TrainingConfig, finished_report, session, train
+from pytorch_quantizer.data import load_dataset
+from pytorch_quantizer.training import Augmentation, TrainingConfig, finished_report, session, train
 from pytorch_quantizer.training.config import best_path, epochs_path, report_path, state_path, weights_path
+from pytorch_quantizer.training.saved import changed_settings, identity_of
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +111,48 @@ def test_an_interrupted_run_that_began_anew_goes_on(finished, monkeypatch):
     assert finished_report(finished) is None
     assert [record["epoch"] for record in train(finished, progress=False)["epochs"]] == [1, 2]
     assert finished_report(finished) is not None
+
+
+class TestOfAnOlderVersion:
+    """What its version didn't know yet was at its default: by that alone it is no other run."""
+
+    RECIPE = "{weights: int4, overrides: [{layers: a, weights: int8}, {layers: b, clip: mse}]}"
+
+    @pytest.fixture
+    def older(self, finished):
+        """A finished run's config; its report lacks a setting and a member of a group."""
+        report = json.loads(report_path(finished).read_text())
+        del report["identity"]["ema"], report["identity"]["augmentation"]["flip"]
+        report_path(finished).write_text(json.dumps(report))
+        return finished
+
+    def identity(self, tmp_path, recipe=RECIPE):
+        (tmp_path / "r.yaml").write_text(recipe)
+        config = TrainingConfig(recipe=str(tmp_path / "r.yaml"), learning_rate=0.1)
+        return identity_of(config, load_dataset("digits", split="train"))
+
+    def test_it_is_found_again(self, older):
+        assert finished_report(older) is not None
+
+    def test_what_is_set_now_is_another(self, older):
+        with pytest.raises(pq.InputError, match=r"with other settings \(ema 0\.0\): give those"):
+            finished_report(replace(older, ema=0.5))
+        with pytest.raises(pq.InputError, match=r"with other settings \(augmentation "):
+            finished_report(replace(older, augmentation=Augmentation(flip=True)))
+
+    def test_nor_by_a_field_of_the_recipe_or_its_overrides(self, tmp_path):
+        known, now = self.identity(tmp_path), self.identity(tmp_path)
+        del known["recipe.tuning_epochs"], known["recipe.overrides"][0]["clip"], known["recipe.overrides"][1]["weights"]
+        assert not changed_settings(known, now)
+        assert changed_settings(known, now | {"recipe.tuning_epochs": 3}) == "recipe.tuning_epochs 0"
+        del known["recipe.overrides"]
+        assert changed_settings(known, now).startswith("recipe.overrides []")
+
+    def test_a_recipe_of_defaults_is_not_none_at_all(self, tmp_path):
+        quantized = self.identity(tmp_path, "{}")
+        floating = identity_of(TrainingConfig(), load_dataset("digits", split="train"))
+        assert changed_settings(floating, quantized)
+        assert changed_settings(quantized, floating)
 
 
 class TestOtherSettings:
