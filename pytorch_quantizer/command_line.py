@@ -1,5 +1,4 @@
-"""What every command line shares: flags made from dataclass fields, a user's mistake as one line and exit code 2, and
-a warning of this package as one line.
+"""What every command line shares: flags made from dataclass fields, and a user's mistake as one line and exit code 2.
 The commands themselves are in commands/; which of them `pq` runs is pq_command.py's.
 """
 
@@ -7,19 +6,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import jsonargparse
-from tqdm import tqdm
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.flag_parser import Parser
 from pytorch_quantizer.ranks import is_one_of_several
-from pytorch_quantizer.user_warnings import QuantizerWarning
+from pytorch_quantizer.user_warnings import plain_warnings
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -99,31 +95,3 @@ def run(script: str, main: Callable[[], int | None]) -> None:
     except KeyboardInterrupt:
         print(f"{script}: interrupted; what a command keeps for another run is kept", file=sys.stderr)
         sys.exit(INTERRUPTED)
-
-
-@contextmanager
-def plain_warnings() -> Iterator[None]:
-    """Show what this package warns of as ``warning: …``, one line on stderr; other packages' warnings as ever.
-
-    What is warned of, and how often, remains the filters' to say. On leaving warnings look as they did before.
-    """
-    usual = warnings.showwarning
-
-    def shown(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        if issubclass(category, QuantizerWarning):
-            tqdm.write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)  # above a bar, not in it
-        else:
-            usual(message, category, filename, lineno, file, line)
-
-    warnings.showwarning = shown
-    try:
-        yield
-    finally:
-        warnings.showwarning = usual

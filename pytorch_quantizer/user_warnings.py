@@ -1,10 +1,15 @@
-"""The one kind of warning that this package gives. It names the user's own line, however deep its cause lies."""
+"""The one kind of warning that this package gives: it names the user's own line, and on commands it is one line."""
 
 from __future__ import annotations
 
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
+
+from tqdm import tqdm
 
 PACKAGE = str(Path(__file__).parent)
 
@@ -19,3 +24,31 @@ def warn_user(sentence: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
         frame, level = frame.f_back, level + 1
     warnings.warn(sentence, QuantizerWarning, stacklevel=level)
+
+
+@contextmanager
+def plain_warnings() -> Iterator[None]:
+    """Show QuantizerWarnings as ``warning: …``, one line on stderr, for commands and their processes; others as ever.
+
+    What is warned of, and how often, remains the filters' to say. On leaving warnings look as they did before.
+    """
+    usual = warnings.showwarning
+
+    def shown(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if issubclass(category, QuantizerWarning):
+            tqdm.write(f"warning: {' '.join(str(message).split())}", file=sys.stderr)  # above a bar, not in it
+        else:
+            usual(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = shown
+    try:
+        yield
+    finally:
+        warnings.showwarning = usual

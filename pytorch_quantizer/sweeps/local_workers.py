@@ -20,6 +20,7 @@ from tqdm import tqdm
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.sweeps.bench import Bench
 from pytorch_quantizer.sweeps.tasks import Outcome, Task, Waiting
+from pytorch_quantizer.user_warnings import plain_warnings
 
 TRIES = 2  # of a point whose worker dies
 STARTS = 3  # workers that die before they are ready, one after the other, until it is the machine's fault
@@ -142,7 +143,7 @@ def _serve(pipe: Connection, number: int, threads: int, make_bench: Callable[[],
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())
     bench = make_bench()
-    with suppress(EOFError, OSError):
+    with suppress(EOFError, OSError), plain_warnings():
         pipe.send(READY)
         while True:
             pipe.send(bench.measure(pipe.recv().point))

@@ -58,6 +58,11 @@ def test_each_has_its_threads_and_no_interrupts():
         workers.stop()
 
 
+def test_a_warning_is_one_line_there_too(workers):
+    [outcome] = workers.outcomes([task("warns")])
+    assert outcome.measured.row["settings"] == "warning: one two\n"
+
+
 def test_stopped_in_the_middle_none_is_left(workers):
     outcomes = workers.outcomes([task("fine"), task("sleeps"), task("sleeps", 1)])
     assert next(outcomes).task.key == "fine 0"
