@@ -12,6 +12,7 @@ import jsonargparse
 
 from pytorch_quantizer.command_line import add_flags
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.quantization.idle_fields import idle_fields, without_idle
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
 
 DEFAULT_RECIPE = "w8a4_aciq"
@@ -26,7 +27,10 @@ def add_recipe_flags(parser: jsonargparse.ArgumentParser) -> None:
 
 
 def recipe_from(flags: dict[str, Any]) -> Recipe:
-    """The recipe with the fields that were given as flags; its name says which of them differ from the recipe's."""
+    """The recipe with the fields that were given as flags; its name says which of them differ from the recipe's.
+
+    What only the recipe set, and a flag makes idle, is at its default: nobody asked for it, and nobody is warned.
+    """
     recipe = Recipe.load(flags["recipe"])
     given = {field.name: flags[field.name] for field in fields(Recipe) if field.name in flags}
     if given.get("seed") is None:
@@ -34,7 +38,9 @@ def recipe_from(flags: dict[str, Any]) -> Recipe:
     changed = {name: value for name, value in given.items() if value != getattr(recipe, name)}
     parts = [f"{name.replace('_', '-')}-{str(value).lower()}" for name, value in changed.items() if name != "seed"]
     name = Path(flags["recipe"]).stem if recipe.name == Recipe.name else recipe.name  # a file that gives itself none
-    return recipe.replace(**changed, name="_".join([name, *parts]))
+    named = recipe.replace(**changed, name="_".join([name, *parts]))
+    idle = [entry for names in idle_fields(recipe).values() for entry in names]
+    return without_idle(named, kept={*given, *idle})
 
 
 def refuse_recipe(flags: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from pytorch_quantizer.graph.fold import fold
 from pytorch_quantizer.graph.insert import insert
 from pytorch_quantizer.graph.operations import is_arithmetic, label, layer_of, recurrence_of
 from pytorch_quantizer.graph.site import WIDE, Site
-from pytorch_quantizer.quantization.idle_fields import idle_fields
+from pytorch_quantizer.quantization.idle_fields import without_idle
 from pytorch_quantizer.quantization.recipe import Recipe
 from pytorch_quantizer.quantize import EXAMPLES, quantize
 
@@ -104,9 +104,7 @@ def ranked(table: pd.DataFrame) -> pd.DataFrame:
 def without_corrections(recipe: Recipe) -> Recipe:
     """The same without what would be fitted to the quantized network as a whole, and without the settings of that."""
     defaults = {entry.name: entry.default for entry in fields(Recipe)}
-    plain = recipe.replace(**{name: defaults[name] for name in CORRECTIONS})
-    idle = [name for names in idle_fields(plain).values() for name in names]
-    return plain.replace(**{name: defaults[name] for name in idle})
+    return without_idle(recipe.replace(**{name: defaults[name] for name in CORRECTIONS}))
 
 
 def corrections_of(recipe: Recipe) -> list[str]:

@@ -4,9 +4,12 @@ What must not be set together is an error, and the other modules' of fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pytorch_quantizer.quantization.recipe import Recipe
 
 # (what must be set, whether it is, a prefix of the fields' names or their names, which belong to it)
 OWNERS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
@@ -30,6 +33,12 @@ def idle_fields(recipe: Any) -> dict[str, list[str]]:
         if not is_set(recipe)
     }
     return {owner: names for owner, names in idle.items() if names}
+
+
+def without_idle(recipe: Recipe, kept: Collection[str] = ()) -> Recipe:
+    """The recipe with its idle fields, but those in ``kept``, at their defaults."""
+    idle = {name for names in idle_fields(recipe).values() for name in names}.difference(kept)
+    return recipe.replace(**{entry.name: entry.default for entry in fields(recipe) if entry.name in idle})
 
 
 def idle_sentences(recipe: Any) -> list[str]:

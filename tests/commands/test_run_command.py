@@ -26,6 +26,7 @@ from pytorch_quantizer.experiments.inference_config import InferenceConfig, reso
 from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel
 from pytorch_quantizer.models import bundled_checkpoint, create_model
+from pytorch_quantizer.quantization.idle_fields import idle_fields
 from pytorch_quantizer.quantization.recipe import Recipe
 
 ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -166,6 +167,21 @@ class TestRecipeFlags:
         assert recipe_of("--wide-residual").wide_residual
         assert recipe_of("--wide-residual", "true", "--weight-narrow", "false").weight_narrow is False
         assert not recipe_of("--wide-residual", "false").wide_residual
+
+    def test_what_only_the_recipe_sets_and_a_flag_makes_idle_is_left_out(self, tmp_path):
+        qdrop = Recipe.load("w4a4_qdrop")
+        off = ("--recipe", "w4a4_qdrop", "--tuning-epochs", "0")
+        assert qdrop.tuning_mirror
+        assert recipe_of(*off) == qdrop.replace(
+            name="w4a4_qdrop_tuning-epochs-0",
+            tuning_epochs=0,
+            **{name: getattr(Recipe(), name) for name in ("tuning_rate", "tuning_blocks", "tuning_mirror")},
+        )
+        assert idle_fields(recipe_of(*off, "--tuning-rate", "0.3")) == {"tuning_epochs": ["tuning_rate"]}
+        assert idle_fields(recipe_of(*off, "--tuning-rate", "0.005")) == {"tuning_epochs": ["tuning_rate"]}
+        Recipe(tuning_rate=0.5).save(tmp_path / "idle.yaml")  # its own fault, whatever the flags
+        idle = recipe_of("--recipe", str(tmp_path / "idle.yaml"), "--clip", "mse")
+        assert idle_fields(idle) == {"tuning_epochs": ["tuning_rate"]}
 
     def test_a_seed_that_is_given_wins_also_0(self, tmp_path):
         Recipe(seed=5).save(tmp_path / "drawn.yaml")
