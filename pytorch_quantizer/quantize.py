@@ -66,11 +66,12 @@ def quantize(
     read where it is there already, else collected and written (calibration/statistics_file.py). strict: a module that
     can't be captured is an error. Batch norms are folded, in eval mode. max_memory: for recipes that ask for
     reconstruction or tuning, the bytes that all of this may take beside what evaluating ``model`` on the same batches
-    does, of the CPU's memory and the device's together; unless given reconstruction takes half of what is free. resume:
-    a folder for the blocks that reconstruction finishes; with those of a run that was stopped, it goes on behind them
-    and comes to the same end, to the bit. ranks: of several processes (ranks.joined_ranks) that are all given all
-    batches, and share the work of measuring activations; each ends with the same model, to the bit. Warns of fields of
-    the recipe that change nothing.
+    does, of the CPU's memory and the device's together; unless given reconstruction takes half of what is free. For it
+    glibc's mmap and trim thresholds are set, unless the environment sets one, and stay at 32 MiB. resume: a folder for
+    the blocks that reconstruction finishes; with those of a run that was stopped, it goes on behind them and comes to
+    the same end, to the bit. ranks: of several processes (ranks.joined_ranks) that are all given all batches, and share
+    the work of measuring activations; each ends with the same model, to the bit. Warns of fields of the recipe that
+    change nothing.
     Raises InputError for what can't be done: see capture, place, calibrate and fit.
     """
     _check_model(model)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import math
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ JUDGED = 8  # of a weight, while a range is judged by its outputs
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's numbers of its settings
 LEAST_MAPPED, MOST_MAPPED = 2**17, 2**25  # what it begins with, and the most that it comes to by itself
 MAPPED_SHARE = 64
+THRESHOLDS = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")  # a user's own, and in GLIBC_TUNABLES
+TUNED_THRESHOLDS = ("glibc.malloc.mmap_threshold=", "glibc.malloc.trim_threshold=")
 GRAPH_BYTES = 6 * 2**10  # of each node of a graph and the module that it calls, without tensors: 4.5
 VALUES_OF_A_TRIAL = 2  # of each node, while it is measured what widths cost: the float network's, a trial's
 
@@ -88,9 +91,11 @@ def large_tensors_given_back(limit: int | None) -> Iterator[None]:
     """Have glibc give the memory of tensors above a MAPPED_SHARE of the limit back to the system once they are freed.
 
     By itself it comes to keep tensors of up to 32 MiB, in whose gaps others don't fit: several times what is in use.
-    Smaller ones stay with it, as what is given back takes time to get again. Elsewhere, and without a limit, nothing.
+    Smaller ones stay with it, as what is given back takes time to get again. Afterwards both thresholds are fixed at
+    these 32 MiB: glibc adapts them no more in this process. Elsewhere, without a limit, and where the environment sets
+    a threshold, nothing.
     """
-    if limit is None:
+    if limit is None or _thresholds_are_set():
         yield
         return
     _keep_freed_below(min(max(limit // MAPPED_SHARE, LEAST_MAPPED), MOST_MAPPED))
@@ -98,6 +103,12 @@ def large_tensors_given_back(limit: int | None) -> Iterator[None]:
         yield
     finally:
         _keep_freed_below(MOST_MAPPED)
+
+
+def _thresholds_are_set() -> bool:
+    """Whether the user has chosen what glibc keeps of freed memory: a setting ends its own adapting too."""
+    tunables = os.environ.get("GLIBC_TUNABLES", "").split(":")
+    return any(name in os.environ for name in THRESHOLDS) or any(one.startswith(TUNED_THRESHOLDS) for one in tunables)
 
 
 def _keep_freed_below(size: int) -> None:

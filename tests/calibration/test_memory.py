@@ -179,6 +179,38 @@ def test_what_is_freed_is_given_back():
     assert last.sum() == 2**12
 
 
+class _Glibc:
+    """Stands in for glibc: tells which settings it was given."""
+
+    def __init__(self):
+        self.settings = []
+
+    def mallopt(self, setting, value):
+        self.settings.append((setting, value))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "is_touched"),
+    [
+        ("MALLOC_MMAP_THRESHOLD_", "65536", False),
+        ("MALLOC_TRIM_THRESHOLD_", "65536", False),
+        ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1:glibc.malloc.mmap_threshold=65536", False),
+        ("GLIBC_TUNABLES", "glibc.malloc.trim_threshold=65536", False),
+        ("GLIBC_TUNABLES", "glibc.malloc.arena_max=1", True),
+    ],
+)
+def test_thresholds_of_the_environment_stay(name, value, is_touched, monkeypatch):
+    for other in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    glibc = _Glibc()
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda _: glibc)
+    with memory.large_tensors_given_back(2**27):
+        assert {setting for setting, _ in glibc.settings} == ({-1, -3} if is_touched else set())
+    if is_touched:  # what stays behind, as the docstring has it
+        assert glibc.settings[-2:] == [(-3, 2**25), (-1, 2**25)]
+
+
 class TestTheLimitItself:
     @pytest.mark.parametrize("given", [0, -1, 1.5, True, "1GiB"])
     def test_a_limit_that_is_none(self, given):
