@@ -19,6 +19,7 @@ from pytorch_quantizer.calibration.memory import (
     rounding_bytes,
     size_of,
 )
+from pytorch_quantizer.calibration.sampled_windows import padded_size
 from pytorch_quantizer.calibration.second_order import layers_to_round, windows_seen
 from pytorch_quantizer.calibration.stepper import Stepper, Values
 from pytorch_quantizer.graph.branches import Branches, affected, layers_alone, list_branches
@@ -26,7 +27,7 @@ from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 ANEW = 2  # more tensors of all images at a target: a layer's output computed once more, and of weights of ones
 JUDGED = 4  # tensors of a batch, of the target's size, while its error is measured
-PADDED = 2  # tensors of a batch, of what a layer reads, while windows of it are taken
+PADDED = 2  # tensors of a batch, of what a layer reads with zeros in and around it, while windows of it are taken
 
 
 def correction_needs(
@@ -104,7 +105,7 @@ def _rounded(model: QuantizedModel, graph: fx.GraphModule, batches: Sequence[Ten
             source = original.all_input_nodes[0]
             kept = simulated.held + (expected.peak_to(source) if model.recipe.weight_rounding != "gptq" else 0)
             rows = windows_seen(original, targets[node], batch, images)
-            values = images * kept + PADDED * batch * size_of(source)
+            values = images * kept + PADDED * batch * padded_size(targets[node], source.meta["shape"])
             most = max(most, FLOAT_BYTES * values + rounding_bytes(targets[node], rows))
         simulated.step(node)
         most = max(most, FLOAT_BYTES * images * (simulated.held + expected.held))

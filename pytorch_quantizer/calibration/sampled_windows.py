@@ -4,6 +4,7 @@ All of them, of layers that torch unfolds: covariance.py.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,21 @@ def sampled_windows(layer: Layer, x: Tensor, rows: int, first: int = 0) -> Tenso
     found = view[everything]  # [N, C, P, k…]
     found = found.unflatten(1, (layer.groups, -1)).flatten(4)
     return found.permute(1, 0, 3, 2, 4).flatten(1, 2).flatten(2)
+
+
+def padded_size(layer: Any, read: Sequence[int]) -> int:
+    """How many values of an image the largest tensor has that ``sampled_windows`` makes of what it looks at.
+
+    read: the shape [N, …] of what the layer reads.
+    """
+    if isinstance(layer, nn.Linear):
+        return math.prod(read[1:])
+    spread, padding = list(read[2:]), layer._reversed_padding_repeated_twice
+    if isinstance(layer, TRANSPOSED):
+        spread, padding = _spread_sizes(layer, read), _stuffing(layer)
+    around = [first + last for first, last in zip(padding[::2], padding[1::2], strict=True)]
+    padded = [size + more for size, more in zip(spread, reversed(around), strict=True)]
+    return read[1] * max(math.prod(spread), math.prod(padded))
 
 
 def weight_rows(layer: Layer, weight: Tensor) -> Tensor:
@@ -73,13 +89,22 @@ def _padded(layer: Any, x: Tensor) -> Tensor:
 
 def _stuffed(layer: Any, x: Tensor) -> tuple[Tensor, Sequence[int]]:
     """The input of the plain convolution that a transposed one is, and its strides: zeros between values and around."""
-    sizes = [(size - 1) * step + 1 for size, step in zip(x.shape[2:], layer.stride, strict=True)]
-    spread = x.new_zeros(*x.shape[:2], *sizes)
+    spread = x.new_zeros(*x.shape[:2], *_spread_sizes(layer, x.shape))
     spread[_every(layer.stride)] = x
+    return F.pad(spread, _stuffing(layer)), [1] * (x.dim() - 2)
+
+
+def _spread_sizes(layer: Any, read: Sequence[int]) -> list[int]:
+    """The sizes of an input with zeros between its values."""
+    return [(size - 1) * step + 1 for size, step in zip(read[2:], layer.stride, strict=True)]
+
+
+def _stuffing(layer: Any) -> list[int]:
+    """The zeros around it, as F.pad has them."""
     padding: list[int] = []
     for size, gap, pad, more in zip(
         layer.kernel_size, layer.dilation, layer.padding, layer.output_padding, strict=True
     ):
         around = gap * (size - 1) - int(pad)
         padding = [around, around + more, *padding]  # torch wants the last dimension first
-    return F.pad(spread, padding), [1] * len(sizes)
+    return padding

@@ -55,6 +55,12 @@ def scarce() -> nn.Module:
     return nn.Sequential(*layers, nn.Conv2d(8, 4, 1))
 
 
+def upsampling() -> nn.Module:
+    """A transposed convolution, of whose input sixteen times as much is made."""
+    layers = [nn.Conv2d(3, 32, 3, padding=1, stride=2), nn.ReLU(), nn.ConvTranspose2d(32, 4, 2, stride=4), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Conv2d(4, 4, 1))
+
+
 RECIPE = pq.Recipe(
     weights="int4",
     activations="int4",
@@ -70,6 +76,7 @@ CASES = {
     "tuning": lambda: Case(plain(8, 32), {"tuning_epochs": 1, "tuning_batch": 16}, batches(32, 32, 48)),
     "corrections": lambda: Case(Parallel(), CORRECTED, batches(32, 16, 48)),
     "second order": lambda: Case(scarce(), {"weight_rounding": "second_order"}, batches(32, 32, 64)),
+    "transposed": lambda: Case(upsampling(), {"weight_rounding": "second_order"}, batches(32, 32, 64)),
     "widths": lambda: Case(plain(34, 8), MEASURED, batches(8, 4, 8)),
 }
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from pytorch_quantizer.calibration.sampled_windows import sampled_windows, weight_of_rows, weight_rows
+from pytorch_quantizer.calibration.sampled_windows import padded_size, sampled_windows, weight_of_rows, weight_rows
 
 LAYERS = {
     "plain": (nn.Conv2d(3, 4, 3), (2, 3, 6, 7)),
@@ -73,3 +74,16 @@ def test_some_places_are_spread_over_every_image():
 
 def test_an_empty_batch_has_no_windows():
     assert sampled_windows(nn.Conv2d(3, 4, 3), drawn((0, 3, 5, 5)), 10).shape == (1, 0, 27)
+
+
+@cases
+def test_the_largest_tensor_is_as_large_as_is_counted(layer, shape, monkeypatch):
+    made, pad = [drawn(shape).numel()], F.pad
+
+    def watched(x, *given, **named):
+        made.extend([x.numel(), (padded := pad(x, *given, **named)).numel()])
+        return padded
+
+    monkeypatch.setattr(F, "pad", watched)
+    sampled_windows(layer, drawn(shape), 1)
+    assert max(made) == len(drawn(shape)) * padded_size(layer, shape)
