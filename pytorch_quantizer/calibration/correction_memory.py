@@ -4,11 +4,11 @@ The walks themselves are corrections.py's and second_order.py's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor, fx
 
-from pytorch_quantizer.calibration.corrections import list_corrections, still_needed
+from pytorch_quantizer.calibration.corrections import list_corrections, list_targets, still_needed
 from pytorch_quantizer.calibration.memory import (
     BESIDE,
     FLOAT_BYTES,
@@ -22,7 +22,7 @@ from pytorch_quantizer.calibration.memory import (
 from pytorch_quantizer.calibration.sampled_windows import padded_size
 from pytorch_quantizer.calibration.second_order import layers_to_round, windows_seen
 from pytorch_quantizer.calibration.stepper import Stepper, Values
-from pytorch_quantizer.graph.branches import Branches, affected, layers_alone, list_branches
+from pytorch_quantizer.graph.branches import Branches, affected
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 
 ANEW = 2  # more tensors of all images at a target: a layer's output computed once more, and of weights of ones
@@ -41,9 +41,7 @@ def correction_needs(
     if not steps or not batches:
         return []
     beside = BESIDE + FREED + networks_bytes(model) + sum(images.nbytes for images in batches)
-    held = []
-    if steps - {"weight_rounding"}:
-        held += [_walked(model, graph, batches, found) for found in (list_branches(model), layers_alone(model))]
+    held = [_walked(model, graph, batches, list_targets(step, model, graph)) for step in steps - {"weight_rounding"}]
     if "weight_rounding" in steps:
         held.append(_rounded(model, graph, batches))
     images = sum(map(len, batches))
@@ -77,9 +75,10 @@ class _Sizes(Stepper):
         return self.peak
 
 
-def _walked(model: QuantizedModel, graph: fx.GraphModule, batches: Sequence[Tensor], found: Sequence[Branches]) -> int:
+def _walked(
+    model: QuantizedModel, graph: fx.GraphModule, batches: Sequence[Tensor], targets: Mapping[fx.Node, Branches]
+) -> int:
     """Bytes held at most while each of these tensors' layers are corrected: see corrections.py."""
-    targets = {branches.tensor: branches for branches in found}
     simulated, expected, needed = _Sizes(model), _Sizes(graph), still_needed(model, targets)
     originals = {node.name: node for node in graph.graph.nodes}
     images, batch, most = sum(map(len, batches)), max(map(len, batches)), 0

@@ -59,6 +59,21 @@ def list_corrections(recipe: Recipe) -> list[Step]:
     return steps
 
 
+def list_targets(name: str, model: QuantizedModel, graph: fx.GraphModule) -> dict[fx.Node, Branches]:
+    """The tensors, each with what produces it, at which a correction that walks both networks changes layers.
+
+    name: the correction's field.
+    """
+    if name == "activation_correction":
+        return {branches.tensor: branches for branches in list_branches(model)}
+    alone = {branches.tensor: branches for branches in layers_alone(model)}
+    if name == "batch_norm_reestimation":
+        known = {node.name for node in graph.graph.nodes if "normal" in node.meta}
+        return {tensor: branches for tensor, branches in alone.items() if tensor.name in known}
+    weights = {site.node for site in _quantized_weights(model)}
+    return {tensor: branches for tensor, branches in alone.items() if f"{tensor.target}.weight" in weights}
+
+
 @torch.no_grad()
 def correct_weights(
     model: QuantizedModel, graph: fx.GraphModule, batches: list[Tensor], *, progress: bool = True
@@ -69,7 +84,7 @@ def correct_weights(
     δ_c·ΣE[x], the inputs' means measured on the simulated model, layer after layer; of a layer that is called more than
     once, whose calls read different means, the gain is all. Another takes the weights as they come out, off their grid.
     """
-    weights = [site for site in model.sites if site.kind == "weight" and site.quantizer is not None]
+    weights = _quantized_weights(model)
     wanted = {
         site.node: _correct_weight(layer_called(model, site), graph.get_parameter(site.node), model.recipe)
         for site in weights
@@ -78,7 +93,7 @@ def correct_weights(
         for site in weights:
             shift_weight(layer_called(model, site), wanted[site.node])
         return [Correction(site.name, site.consumers) for site in weights]
-    targets = {b.tensor: b for b in layers_alone(model) if f"{b.tensor.target}.weight" in wanted}
+    targets = list_targets("weight_correction", model, graph)
 
     def into_bias(trial: _Trial) -> _Choice:
         [node], [layer] = trial.branches.layers, trial.layers
@@ -90,6 +105,10 @@ def correct_weights(
     corrections = _walk(model, graph, batches, targets, into_bias, progress)
     walked = {f"{tensor.target}.weight" for tensor in targets}
     return corrections + [_give_gain(model, site, wanted[site.node]) for site in weights if site.node not in walked]
+
+
+def _quantized_weights(model: QuantizedModel) -> list[Site]:
+    return [site for site in model.sites if site.kind == "weight" and site.quantizer is not None]
 
 
 def _give_gain(model: QuantizedModel, site: Site, affine: Affine) -> Correction:
@@ -112,7 +131,7 @@ def correct_activations(
     one behind additions, ReLU and quantizer; gain and shift go into the layers on its branches (graph/branches.py).
     """
     parts = model.recipe.activation_correction
-    targets = {branches.tensor: branches for branches in list_branches(model)}
+    targets = list_targets("activation_correction", model, graph)
     return _walk(model, graph, batches, targets, lambda trial: _match(trial, parts), progress)
 
 
@@ -150,7 +169,7 @@ def reestimate_batch_norms(
     and keeps them where the tensor's error falls: few images tell a norm's moments less well than its training did.
     """
     known = {node.name: node.meta["normal"] for node in graph.graph.nodes if "normal" in node.meta}
-    targets = {branches.tensor: branches for branches in layers_alone(model) if branches.tensor.name in known}
+    targets = list_targets("batch_norm_reestimation", model, graph)
 
     def renormalise(trial: _Trial) -> _Choice:
         statistics, _ = trial.statistics(trial.identity)

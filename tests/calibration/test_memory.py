@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from networks import images, sequence
-from reconstruction_runs import RECIPE, learned, same
+from networks import images, network, sequence
+from reconstruction_runs import RECIPE, conv, learned, same
 from torch import nn
 
 import pytorch_quantizer as pq
@@ -85,6 +85,26 @@ class TestWhatComesBeforeLearning:
         fewer = int(str(stopped.value).split("correction_images to ")[1].split(" ")[0])
         assert 32 <= fewer < 64
         learned(recipe.replace(correction_images=fewer), batches=LARGE, max_memory=minimum - 2**20)
+
+    def test_each_correction_counts_its_own_walk(self):
+        """Activations are corrected behind a sum of eight branches, weights at each by itself, and no norm at all."""
+
+        def added_up(net, x):
+            x, total = net.stem(x).relu(), 0
+            for name in "abcdefgh":
+                total = total + net.get_submodule(name)(x).relu()
+            return net.fc(total.mean((2, 3)))
+
+        net = network(added_up, stem=conv(3), fc=nn.Linear(6, 5), **{name: conv() for name in "abcdefgh"})
+        asked = {"activation_correction": "both", "weight_correction": "mean", "batch_norm_reestimation": True}
+        counted = {}
+        for fields in (asked, *({name: asked[name]} for name in asked)):
+            recipe = RECIPE.replace(**fields, correction_images=64, reconstruction_batch=2)
+            with pytest.raises(InputError) as stopped:
+                learned(recipe, net, [images(64, 3, 64, 64)], max_memory=60 * 2**20)
+            counted[" ".join(fields)] = least(stopped.value) // 2**20
+        together, activations, weights, norms = counted.values()
+        assert together == activations > weights > norms
 
     def test_rounding_by_second_moments_counts_these(self):
         """Of 1,024 inputs an output, in float64, eleven times: more than all that images take."""
