@@ -61,14 +61,16 @@ class MemoryLimit:
     bytes: int | None = None
 
     def require(self, *needs: Need) -> None:
-        """Raise InputError where the largest of these needs is more than the limit."""
-        if self.bytes is None or not needs:
+        """Raise InputError where these needs exceed the limit: the largest of them, and the remedy of each."""
+        if self.bytes is None:
             return
-        largest = max(needs, key=lambda need: need.bytes)
-        if largest.bytes > self.bytes:
+        limit = self.bytes
+        exceeding = sorted((need for need in needs if need.bytes > limit), key=lambda need: need.bytes, reverse=True)
+        if exceeding:
+            remedies = dict.fromkeys(need.remedy for need in exceeding)
             raise InputError(
-                f"max_memory must be at least {-(-largest.bytes // 2**20)} MiB, which {largest.what} takes, "
-                f"got {self.bytes // 2**20} MiB; {largest.remedy}"
+                f"max_memory must be at least {-(-exceeding[0].bytes // 2**20)} MiB, which {exceeding[0].what} takes, "
+                f"got {limit // 2**20} MiB; {'; '.join(remedies)}"
             )
 
 

@@ -80,11 +80,20 @@ class TestWhatComesBeforeLearning:
         minimum = least(stopped.value)
         found = learned(recipe, batches=LARGE, max_memory=minimum)
         assert same(found, learned(recipe, batches=LARGE))
-        with pytest.raises(InputError, match=r"set correction_images to (\d\d) or fewer") as stopped:
-            learned(recipe, batches=LARGE, max_memory=minimum - 2**20)
-        fewer = int(str(stopped.value).split("correction_images to ")[1].split(" ")[0])
-        assert 32 <= fewer < 64
-        learned(recipe.replace(correction_images=fewer), batches=LARGE, max_memory=minimum - 2**20)
+
+    @pytest.mark.parametrize("corrected", [{"activation_correction": "both"}, {"weight_rounding": "second_order"}])
+    @pytest.mark.parametrize("share", [0.99, 0.8])
+    def test_as_many_images_as_it_says_are_few_enough(self, corrected, share):
+        recipe = SHORT.replace(**corrected, reconstruction_batch=4)
+        with pytest.raises(InputError, match="which correcting on 64 images takes") as stopped:
+            learned(recipe, batches=LARGE, max_memory=60 * 2**20)
+        limit = int(least(stopped.value) * share)
+        with pytest.raises(InputError, match=r"set correction_images to \d+$") as stopped:
+            learned(recipe, batches=LARGE, max_memory=limit)
+        most = int(str(stopped.value).rsplit(" ", 1)[1])
+        learned(recipe.replace(correction_images=most), batches=LARGE, max_memory=limit)
+        with pytest.raises(InputError):
+            learned(recipe.replace(correction_images=most + 1), batches=LARGE, max_memory=limit)
 
     def test_each_correction_counts_its_own_walk(self):
         """Activations are corrected behind a sum of eight branches, weights at each by itself, and no norm at all."""
@@ -106,14 +115,26 @@ class TestWhatComesBeforeLearning:
         together, activations, weights, norms = counted.values()
         assert together == activations > weights > norms
 
-    def test_rounding_by_second_moments_counts_these(self):
-        """Of 1,024 inputs an output, in float64, eleven times: more than all that images take."""
-        net = sequence(nn.Conv2d(3, 1024, 1), nn.ReLU(), nn.Conv2d(1024, 4, 1))
-        recipe, batches = SHORT.replace(weight_rounding="second_order", correction_images=4), [images(4, 3, 4, 4)]
-        with pytest.raises(InputError, match="which correcting on 4 images takes") as stopped:
-            learned(recipe, net, batches, max_memory=2**20)
+    @pytest.mark.parametrize(("pixels", "fewer"), [(4, False), (24, True)])
+    def test_rounding_that_no_image_makes_small_enough_is_to_be_left_out(self, pixels, fewer):
+        """Of 1,024 inputs an output, in float64, eleven times: more than all that images take, or not so."""
+        net = sequence(nn.Conv2d(3, 1024, 1), nn.MaxPool2d(4), nn.ReLU(), nn.Conv2d(1024, 4, 1))
+        asked = {"weight_rounding": "second_order", "activation_correction": "mean"}
+        recipe = SHORT.replace(**asked, correction_images=16, reconstruction_batch=1)
+        batches = [images(16, 3, pixels, pixels)]
+        advice = "leave out weight_rounding" + (r" and set correction_images to (\d+)" if fewer else "")
+        with pytest.raises(InputError, match=f"which correcting on 16 images takes, got 150 MiB; {advice}$") as stopped:
+            learned(recipe, net, batches, max_memory=150 * 2**20)
         assert least(stopped.value) > 11 * 8 * 1024**2
-        assert "without corrections it is less" in str(stopped.value)
+        most = int(str(stopped.value).rsplit(" ", 1)[1]) if fewer else 16
+        learned(recipe.replace(weight_rounding="nearest", correction_images=most), net, batches, max_memory=150 * 2**20)
+
+    def test_every_stage_beyond_the_limit_tells_what_takes_less(self):
+        recipe = SHORT.replace(activation_correction="both")
+        with pytest.raises(
+            InputError, match="got 60 MiB; leave out activation_correction; a smaller reconstruction_batch"
+        ):
+            learned(recipe, batches=LARGE, max_memory=60 * 2**20)
 
     def test_layers_that_are_not_rounded_so_count_nothing(self):
         net = sequence(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))  # 12,288 inputs: 13 GB
