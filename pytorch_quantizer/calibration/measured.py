@@ -48,9 +48,9 @@ def measure(
     """Run what batches the recipe needs through the float graph. batches: as for calibrate.images_of; None: none.
 
     statistics_file: read instead of measuring activations where it is there already, else written. max_memory: bytes
-    that second moments, corrections and the images kept for them may take. ranks: as calibrate has them.
-    Raises InputError where images are needed and there are none, where max_memory is less than that takes, and as
-    calibrate, load_statistics and save_statistics do.
+    that second moments and the images kept for corrections may take. ranks: as calibrate has them.
+    Raises InputError where images are needed and there are none, as keep_some does where max_memory is too little, and
+    as calibrate, load_statistics and save_statistics do.
     """
     measured = Measured(graph, sites, recipe, MemoryLimit(max_memory))
     known = known_statistics(statistics_file, graph, sites)
@@ -133,7 +133,7 @@ class Measured:
         """The batches; the first images of them are kept for corrections, as many as the recipe says.
 
         At most as many as take CORRECTION_BYTES, with a warning: the same number on every machine. Raises InputError
-        where this one has no room for them.
+        where this one has no room for them, and where they and second moments of such batches exceed the limit.
         """
         wanted = self.recipe.correction_images if self._keeps_images else 0
         room, kept = CorrectionRoom(self.graph, self.device), 0
