@@ -12,10 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pytorch_quantizer.calibration.allocate import allocate_channels
-from pytorch_quantizer.calibration.calibrate import (
-    device_of,
-    images_of,
-)
+from pytorch_quantizer.calibration.calibrate import count_images, device_of, images_of
 from pytorch_quantizer.calibration.correction_memory import correction_needs
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.fit import fit
@@ -126,6 +123,7 @@ def _quantized(
         batches,
         statistics_file=statistics_file,
         max_memory=max_memory,
+        most_images=count_images(calibration),
         ranks=ranks,
         progress=progress,
     )

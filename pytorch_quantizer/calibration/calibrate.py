@@ -4,11 +4,12 @@ Which tensors are observed is graph/place.py's decision; quantizers are fitted t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from pytorch_quantizer.errors import InputError
@@ -34,6 +35,18 @@ def images_of(batches: Iterable[Any], device: torch.device) -> Iterator[Tensor]:
                 f"got {type(images).__name__}"
             )
         yield images.to(device)
+
+
+def count_images(batches: Any) -> int | None:
+    """How many images there are in batches of images_of's forms, at most; None where they have to be taken for that."""
+    if isinstance(batches, Tensor):
+        return len(batches)
+    if isinstance(batches, tuple | list):
+        found = [batch[0] if isinstance(batch, tuple | list) and batch else batch for batch in batches]
+        return sum(x.shape[:1].numel() for x in found) if all(isinstance(x, Tensor) for x in found) else None
+    if isinstance(batches, DataLoader) and batches.batch_size is not None and isinstance(batches.sampler, Sized):
+        return len(batches.sampler)
+    return None
 
 
 def statistics_key(site: Site) -> str:

@@ -42,17 +42,19 @@ def measure(
     *,
     statistics_file: str | Path | None = None,
     max_memory: int | None = None,
+    most_images: int | None = None,
     ranks: Ranks = ALONE,
     progress: bool = True,
 ) -> Measured:
     """Run what batches the recipe needs through the float graph. batches: as for calibrate.images_of; None: none.
 
     statistics_file: read instead of measuring activations where it is there already, else written. max_memory: bytes
-    that second moments and the images kept for corrections may take. ranks: as calibrate has them.
+    that second moments and the images kept for corrections may take. most_images: calibrate.count_images of the
+    batches. ranks: as calibrate has them.
     Raises InputError where images are needed and there are none, as keep_some does where max_memory is too little, and
     as calibrate, load_statistics and save_statistics do.
     """
-    measured = Measured(graph, sites, recipe, MemoryLimit(max_memory))
+    measured = Measured(graph, sites, recipe, MemoryLimit(max_memory), most_images)
     known = known_statistics(statistics_file, graph, sites)
     if measured.needs_images(known is None):
         if batches is None:
@@ -90,7 +92,8 @@ def batch_extremes(sites: Iterable[Site], statistics: Statistics) -> dict[str, T
 class Measured:
     """What calibration saw. statistics: of activations, was_read: from a file, count: of how many images, if known.
 
-    images: kept for corrections. ``moments``: of what weights read. limit: what all of it is held to.
+    images: kept for corrections. ``moments``: of what weights read. limit: what all of it is held to. most_images: how
+    many are to come, where that is known.
     """
 
     def __init__(
@@ -99,9 +102,10 @@ class Measured:
         sites: tuple[Site, ...],
         recipe: Recipe,
         limit: MemoryLimit = UNLIMITED_MEMORY,
+        most_images: int | None = None,
     ) -> None:
         self.graph, self.recipe, self.images = graph, recipe, list[Tensor]()
-        self.limit = limit
+        self.limit, self.most_images = limit, most_images
         self.statistics: Statistics = {}
         self.count: int | None = 0
         self.was_read = False
@@ -133,19 +137,21 @@ class Measured:
         """The batches; the first images of them are kept for corrections, as many as the recipe says.
 
         At most as many as take CORRECTION_BYTES, with a warning: the same number on every machine. Raises InputError
-        where this one has no room for them, and where they and second moments of such batches exceed the limit.
+        where this one has no room for them, and where they and second moments of such batches exceed the limit: as soon
+        as what all of them will take does, where it is known how many come, else once what has come does.
         """
         wanted = self.recipe.correction_images if self._keeps_images else 0
         room, kept = CorrectionRoom(self.graph, self.device), 0
+        expected = min(wanted, room.most, wanted if self.most_images is None else self.most_images)
         for batch in batches:
             images = next(images_of([batch], self.device))
             self.count = (self.count or 0) + len(images)
             taken = images[: room.granted(kept, min(wanted - kept, len(images)))]
             if len(taken):
-                self.images.append(taken)
+                self.images.append(taken if len(taken) == len(images) else taken.clone())  # not the batch it is of
                 kept += len(taken)
             if self.limit.bytes is not None:
-                self.limit.require(*self._needs(len(images)))
+                self._check_limit(images, expected)
             yield images
 
     def moments(self) -> Mapping[str, Tensor]:
@@ -156,10 +162,19 @@ class Measured:
         centred = any(correction.mends_means for correction in list_corrections(self.recipe))
         return MomentsByName({name: inputs for name, (_, inputs) in self._inputs.items()}, centred=centred)
 
-    def _needs(self, images: int) -> list[Need]:
-        """What second moments of batches of so many images take, that take most, and the images that are kept."""
+    def _check_limit(self, images: Tensor, expected: int) -> None:
+        """Raise InputError, as keep_some has it. images: a batch, expected: how many are to be kept in the end."""
         kept = sum(batch.nbytes for batch in self.images)
-        needs = [Need(kept, "keeping images for corrections", "fewer correction_images take less")]
+        at_last = max(kept, expected * images.nbytes // max(1, len(images)))
+        keeping = Need(at_last, f"keeping up to {expected} images for corrections", "fewer correction_images take less")
+        needs = [keeping, *self._moments_needs(len(images), at_last)]
+        so_far = [keeping._replace(bytes=kept), *self._moments_needs(len(images), kept)]
+        if self.most_images is not None or not self.limit.holds(*so_far):
+            self.limit.require(*needs)
+
+    def _moments_needs(self, images: int, kept: int) -> list[Need]:
+        """What second moments of batches of so many images take, beside so many bytes of images that are kept."""
+        needs = []
         for name, (node, inputs) in self._inputs.items():
             read, made = node.all_input_nodes[0].meta["shape"], node.meta["shape"]
             rows = window_count(inputs.layer, read, made, images)

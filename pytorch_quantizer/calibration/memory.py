@@ -60,6 +60,10 @@ class MemoryLimit:
 
     bytes: int | None = None
 
+    def holds(self, *needs: Need) -> bool:
+        """Whether each of these needs keeps to it."""
+        return self.bytes is None or all(need.bytes <= self.bytes for need in needs)
+
     def require(self, *needs: Need) -> None:
         """Raise InputError where these needs exceed the limit: the largest of them, and the remedy of each."""
         if self.bytes is None:

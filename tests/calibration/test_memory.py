@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 from networks import images, network, sequence
-from reconstruction_runs import RECIPE, conv, learned, same
+from reconstruction_runs import RECIPE, conv, float_network, learned, same
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.calibration import covariance, memory
 from pytorch_quantizer.calibration.activation_cache import ActivationCache
 from pytorch_quantizer.calibration.covariance import InputMoments, window_count, windows
+from pytorch_quantizer.calibration.measured import Measured
 from pytorch_quantizer.calibration.memory import release_memory
 from pytorch_quantizer.calibration.sampled_windows import sampled_windows
 from pytorch_quantizer.calibration.second_order import ROWS, windows_seen
@@ -69,9 +71,39 @@ def least(message):
 
 LARGE = [images(32, 3, 64, 64, seed=seed) for seed in range(4)]
 SHORT = RECIPE.replace(reconstruction_iterations=5, correction_images=64)
+GIVEN = {
+    "a list": lambda batches: [(batch, 0) for batch in batches],
+    "a tensor": lambda batches: torch.cat(batches),
+    "a loader": lambda batches: DataLoader(TensorDataset(torch.cat(batches)), 32),
+    "a generator": iter,
+}
 
 
 class TestWhatComesBeforeLearning:
+    @pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+    def test_images_for_corrections_count_before_they_come(self, given):
+        """128 of 48 KiB; 32 of them keep to the limit, so that what corrections take beside them is told."""
+        recipe = SHORT.replace(activation_correction="both", correction_images=128)
+        with pytest.raises(InputError, match="at least 6 MiB, which keeping up to 128 images for corrections takes"):
+            learned(recipe, batches=given(LARGE), max_memory=2 * 2**20)
+        with pytest.raises(InputError, match="which correcting on 32 images takes"):
+            learned(recipe, batches=given(LARGE[:1]), max_memory=2 * 2**20)
+
+    def test_second_moments_count_them_too(self):
+        recipe = SHORT.replace(activation_correction="both", weight_clip="output_mse", correction_images=128)
+        with pytest.raises(InputError, match=r"which choosing \w+\.weight by its outputs takes") as stopped:
+            learned(recipe, batches=LARGE, max_memory=2 * 2**20)
+        with pytest.raises(InputError, match="which correcting on 128 images takes"):
+            learned(recipe, batches=LARGE, max_memory=least(stopped.value))
+
+    def test_images_are_kept_without_the_rest_of_their_batch(self):
+        measured = Measured(
+            pq.capture(float_network(), LARGE[0]).graph, (), SHORT.replace(weight_rounding="gptq", correction_images=33)
+        )
+        assert len(list(measured.keep_some(LARGE))) == len(LARGE)
+        assert [len(batch) for batch in measured.images] == [32, 1]
+        assert all(batch.untyped_storage().nbytes() == batch.nbytes for batch in measured.images)
+
     @pytest.mark.parametrize("corrected", [{"activation_correction": "both"}, {"weight_rounding": "second_order"}])
     def test_corrections_keep_to_the_limit(self, corrected):
         recipe = SHORT.replace(**corrected)
