@@ -260,6 +260,7 @@ class _Trial:
         """Give the layers their gain and shift for good, and compute what depends on them again."""
         for layer, shift in zip(self.layers, self._shares(affine.shift), strict=True):
             apply_affine(layer, Affine(affine.gain, shift))
+        self.outputs.clear()  # as they were: each is to go when it is computed again
         for node in affected(self.branches):
             self.stepper.step(node)
 

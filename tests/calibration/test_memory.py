@@ -2,6 +2,7 @@
 
 import ctypes
 import re
+import weakref
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pytorch_quantizer as pq
-from pytorch_quantizer.calibration import covariance, memory
+from pytorch_quantizer.calibration import corrections, covariance, memory
 from pytorch_quantizer.calibration.activation_cache import ActivationCache
 from pytorch_quantizer.calibration.covariance import InputMoments, window_count, windows
 from pytorch_quantizer.calibration.measured import Measured
@@ -146,6 +147,19 @@ class TestWhatComesBeforeLearning:
             counted[" ".join(fields)] = least(stopped.value) // 2**20
         together, activations, weights, norms = counted.values()
         assert together == activations > weights > norms
+
+    def test_outputs_of_corrected_layers_go_as_they_are_computed_again(self, monkeypatch):
+        """Of all layers behind a sum at once they would be more than is counted."""
+        apply, left = corrections._Trial.apply, []
+
+        def watched(trial, affine):
+            before = [weakref.ref(output) for outputs in trial.outputs.values() for output in outputs]
+            apply(trial, affine)
+            left.append(sum(output() is not None for output in before))
+
+        monkeypatch.setattr(corrections._Trial, "apply", watched)
+        learned(SHORT.replace(activation_correction="mean", reconstruction="none"))
+        assert left == [0] * len(left) != []
 
     @pytest.mark.parametrize(("pixels", "fewer"), [(4, False), (24, True)])
     def test_rounding_that_no_image_makes_small_enough_is_to_be_left_out(self, pixels, fewer):
