@@ -113,7 +113,7 @@ def _print_notes(record: dict[str, Any], folder: Path) -> None:
 
 
 def _ranges(record: dict[str, Any]) -> str:
-    """Where the ranges of activations, and what is learned, come from."""
+    """Where the ranges of activations, and what is corrected and learned, come from."""
     calibration, recipe = record["calibration"], record["recipe"]
     online = recipe["statistics"] != "offline"
     learns = recipe["reconstruction"] != "none" or recipe["tuning_epochs"] > 0
@@ -126,5 +126,5 @@ def _ranges(record: dict[str, Any]) -> str:
     split = calibration["split"]
     source = f"the {split} split" if split in SPLITS else split
     told = "ranges and what is learned" if learns else "ranges"
-    told = "ranges from each batch as it comes, what is learned" if online else told
+    told = "ranges from each batch as it comes, all else" if online else told
     return f"{told} from {images} images of {source}, seed {record['seed']}"
