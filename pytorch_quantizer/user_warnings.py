@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TextIO
 
 from tqdm import tqdm
@@ -21,9 +22,15 @@ class QuantizerWarning(UserWarning):
 def warn_user(sentence: str) -> None:
     """Warn at the nearest caller outside this package; Python shows a sentence once for each such line."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(PACKAGE):
-        frame, level = frame.f_back, level + 1
+    while frame.f_back is not None and (_imports(frame) or frame.f_code.co_filename.startswith(PACKAGE)):
+        level += not _imports(frame)
+        frame = frame.f_back
     warnings.warn(sentence, QuantizerWarning, stacklevel=level)
+
+
+def _imports(frame: FrameType) -> bool:
+    """Whether a frame is of Python's own import, which a stacklevel doesn't count."""
+    return frame.f_code.co_filename.startswith("<frozen importlib")
 
 
 @contextmanager

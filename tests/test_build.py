@@ -71,11 +71,11 @@ def plain_package(folder):
     """The part of the package that chooses and runs ops, without built modules."""
     package = folder / "pytorch_quantizer"
     package.mkdir()
-    for name in ("backend", "fallback", "errors"):
+    for name in ("backend", "fallback", "errors", "user_warnings"):
         shutil.copy(PACKAGE / f"{name}.py", package)
     for name in ("ops", "reference"):
         shutil.copytree(PACKAGE / name, package / name)
-    (package / "__init__.py").touch()
+    (package / "__init__.py").write_text("from pytorch_quantizer.backend import backend\n")
     return package
 
 
@@ -86,7 +86,9 @@ def test_kernels_that_do_not_load_are_told_of_and_plain_pytorch_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("cpu: reference; cuda: not built")
     assert re.search(
-        r"_C\.abi3\.so doesn't load \(.*_C\.abi3\.so.*\); build it again by kernels/build_all\.sh", done.stderr
+        r"<string>:1: QuantizerWarning: _C\.abi3\.so doesn't load \(.*_C\.abi3\.so.*\); build it again by "
+        r"kernels/build_all\.sh",
+        done.stderr,
     )
 
 
