@@ -79,7 +79,8 @@ def calibrate(
     for recorder in recorders.values():
         observers.setdefault(recorder.wanted.node, []).append(recorder)
     share, runner = ALONE if also else ranks, _Runner(graph, observers)
-    shown = tqdm(images_of(batches, device_of(graph)), "calibrating", delay=1, disable=not progress, unit="batch")
+    images = images_of(batches, device_of(graph))
+    shown = tqdm(images, "calibrating", delay=1, disable=not progress, unit="batch", leave=False)
     rounds = 0
     with torch.no_grad():
         for rounds, some in enumerate(share.rounds(shown), 1):  # noqa: B007

@@ -53,7 +53,8 @@ def width_errors(
     moments = measured.moments()
     placements = [fit(graph, place(graph, recipe, reasons), measured.statistics, moments) for recipe in recipes]
     errors: list[list[float]] = []
-    bar = tqdm(desc="measuring widths", total=len(measured.images) * len(names), delay=1, disable=not progress)
+    steps = len(measured.images) * len(names)
+    bar = tqdm(desc="measuring widths", total=steps, delay=1, disable=not progress, leave=False)
     with bar:
         for start in range(0, len(names), AT_ONCE):
             trials = [

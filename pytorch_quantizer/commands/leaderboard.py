@@ -11,13 +11,15 @@
 
 Writes leaderboard.csv (a row a cell), leaderboard.md and leaderboard.html (means over seeds) into the output folder
 after every cell: the rows of this run alone; --kept-only gives the table of all kept cells, of those methods, settings
-and seeds that are asked for. Every finished cell is kept in OUTPUT/cells, in a file named after all that determines it:
-a run that was interrupted goes on where it stopped, where a cell is learned block by block behind the last finished
-block. A cell that fails is a row with its error; the others go on, and the exit code is 1. First and last layer, and
-what only additions read, have 8 bits, or what the others have where that is wider; --residual wide gives additions that
-share a tensor with a layer such a copy of it.
+and seeds that are asked for. Every cell is a line, numbered among all, and on a terminal a bar shows how far it is.
+Every finished cell is kept in OUTPUT/cells, in a file named after all that determines it: a run that was interrupted
+goes on where it stopped, where a cell is learned block by block behind the last finished block. A cell that fails is a
+row with its error; the others go on, and the exit code is 1. First and last layer, and what only additions read, have 8
+bits, or what the others have where that is wider; --residual wide gives additions that share a tensor with a layer such
+a copy of it.
 """
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -102,10 +104,14 @@ def main(arguments: list[str] | None = None) -> int:
     check_report(flags["report"])
     store = CellStore(folder / "cells", any_code=flags["any_code"])
     rows: list[dict[str, Any]] = []
+    places = [*product(residuals, settings, methods)]
+    total = len(configs) * len(seeds) * len(places)
+    numbers = (f"{number}/{total}" for number in range(1, total + 1))
+    shown = sys.stderr.isatty()
     for config in configs:
-        places = [*product(residuals, settings, methods)]
-        networks = (Network(replace(config, seed=seed), store, max_memory=max_memory) for seed in seeds)
-        for row in measured(networks, places, flags["epochs"], kept_only=flags["kept_only"]):
+        seeded = (replace(config, seed=seed) for seed in seeds)
+        networks = (Network(each, store, max_memory=max_memory, progress=shown) for each in seeded)
+        for row in measured(networks, places, flags["epochs"], numbers, kept_only=flags["kept_only"]):
             rows.append(row)
             write_tables(rows, folder, note_of(given, config))
     if not rows:
@@ -139,10 +145,14 @@ def measured(
     networks: Iterable[Network],
     places: Sequence[tuple[str, Setting, str]],
     epochs: int,
+    numbers: Iterator[str],
     *,
     kept_only: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """The rows as they come; prints each. networks: one under each seed. kept_only: those that need no computing."""
+    """The rows as they come; prints each. networks: one under each seed. numbers: how a line names its place.
+
+    kept_only: those that need no computing.
+    """
     fp32 = None
     for network in networks:
         config = network.config
@@ -150,9 +160,9 @@ def measured(
             fp32 = network.measure(None)
             print(f"{config.arch} float32 {fp32['top1']:.2%}", flush=True)
         for residual, setting, method in places:
-            cell = Cell(method, setting, residual, config.seed)
+            cell, number = Cell(method, setting, residual, config.seed), next(numbers)
             if not kept_only or is_kept(network, cell, epochs):
-                yield measure_cell(network, cell, fp32, epochs)
+                yield measure_cell(network, cell, fp32, epochs, number)
 
 
 def is_kept(network: Network, cell: Cell, epochs: int) -> bool:
@@ -171,8 +181,8 @@ def trained_in(network: Network) -> Path:
     return network.store.folder / "trained"
 
 
-def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int) -> dict[str, Any]:
-    """A row of the table; where the cell fails, with the error in place of a figure."""
+def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int, number: str) -> dict[str, Any]:
+    """A row of the table; where the cell fails, with the error in place of a figure. number: as it is told, "3/7"."""
     config = network.config
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"dataset": config.dataset, "arch": config.arch, "error": ""}
     row |= {"method": cell.method, "residual": cell.residual, "seed": cell.seed, "fp32_top1": fp32["top1"]}
@@ -187,7 +197,8 @@ def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int
     except Exception as error:  # whatever it is: a table of hours goes on, and the row says it
         row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
         told = row["error"]
-    print(f"{config.arch} {cell.setting} {cell.residual} seed {cell.seed} {cell.method:<24} {told}", flush=True)
+    named = f"{config.arch} {cell.setting} {cell.residual} seed {cell.seed} {cell.method:<24}"
+    print(f"[{number}] {named} {told}", flush=True)
     return row
 
 

@@ -12,7 +12,7 @@ import jsonargparse
 
 from pytorch_quantizer.command_line import add_flags
 from pytorch_quantizer.errors import InputError
-from pytorch_quantizer.quantization.idle_fields import idle_fields, without_idle
+from pytorch_quantizer.quantization.idle_fields import with_changes
 from pytorch_quantizer.quantization.recipe import Recipe, list_recipes
 
 DEFAULT_RECIPE = "w8a4_aciq"
@@ -38,9 +38,7 @@ def recipe_from(flags: dict[str, Any]) -> Recipe:
     changed = {name: value for name, value in given.items() if value != getattr(recipe, name)}
     parts = [f"{name.replace('_', '-')}-{str(value).lower()}" for name, value in changed.items() if name != "seed"]
     name = Path(flags["recipe"]).stem if recipe.name == Recipe.name else recipe.name  # a file that gives itself none
-    named = recipe.replace(**changed, name="_".join([name, *parts]))
-    idle = [entry for names in idle_fields(recipe).values() for entry in names]
-    return without_idle(named, kept={*given, *idle})
+    return with_changes(recipe, changed | {"name": "_".join([name, *parts])}, asked=given)
 
 
 def refuse_recipe(flags: dict[str, Any]) -> None:

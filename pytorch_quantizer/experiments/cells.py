@@ -77,12 +77,14 @@ class CellStore:
 class Network:
     """A float network and its images; measures it under recipes, each once."""
 
-    def __init__(self, config: ResolvedConfig, store: CellStore, *, max_memory: int | None = None) -> None:
-        """Load both. max_memory: as quantize()'s, where a recipe learns; it changes no number.
+    def __init__(
+        self, config: ResolvedConfig, store: CellStore, *, max_memory: int | None = None, progress: bool = False
+    ) -> None:
+        """Load both. max_memory: as quantize()'s, where a recipe learns; it changes no number. progress: of quantizing.
 
         Raises InputError as load_images, load_model and the loaders do.
         """
-        self.config, self.store, self.max_memory = config, store, max_memory
+        self.config, self.store, self.max_memory, self.progress = config, store, max_memory, progress
         self.device = choose_device(config.device)
         self.test, self.calibration, self.split = load_images(config)
         self.model: nn.Module = load_model(config, self.test).to(self.device)
@@ -145,7 +147,7 @@ class Network:
             strict=self.config.strict,
             max_memory=self.max_memory if is_learned(recipe) else None,
             resume=resume if recipe.reconstruction != "none" else None,
-            progress=False,
+            progress=self.progress,
         )
 
     def _shared_key(self) -> dict[str, Any]:

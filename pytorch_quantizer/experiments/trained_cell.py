@@ -52,7 +52,7 @@ def trained_model(network: Network, recipe: Recipe, epochs: int, folder: Path) -
     config = _config(network, recipe, epochs, folder)
     recipe.save(Path(str(config.recipe)))
     _write_weights(network, Path(str(config.checkpoint)))
-    train(config, progress=False)
+    train(config, progress=network.progress)
     return load(Path(str(config.output)), device=network.device)
 
 

@@ -4,7 +4,7 @@ What must not be set together is an error, and the other modules' of fields.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,16 @@ def without_idle(recipe: Recipe, kept: Collection[str] = ()) -> Recipe:
     """The recipe with its idle fields, but those in ``kept``, at their defaults."""
     idle = {name for names in idle_fields(recipe).values() for name in names}.difference(kept)
     return recipe.replace(**{entry.name: entry.default for entry in fields(recipe) if entry.name in idle})
+
+
+def with_changes(recipe: Recipe, changes: Mapping[str, Any], asked: Collection[str] = ()) -> Recipe:
+    """The recipe with other values in some fields, and with what only these made idle at its default.
+
+    Nobody asked for the latter, and nobody is warned of it. asked: further fields that stay, idle or not.
+    Raises InputError as Recipe does.
+    """
+    before = [name for names in idle_fields(recipe).values() for name in names]
+    return without_idle(recipe.replace(**changes), kept={*changes, *asked, *before})
 
 
 def idle_sentences(recipe: Any) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.quantization.idle_fields import with_changes
 from pytorch_quantizer.quantization.recipe import Recipe
 
 BASE, GRID = "recipe", "grid"  # keys of an entry that are no fields of a recipe
@@ -56,9 +57,9 @@ def _axes(grid: Any, changes: Mapping[str, Any]) -> tuple[list[str], list[list[A
     return list(grid), list(grid.values())
 
 
-def _changed(base: Recipe, name: str, changes: Mapping[str, Any]) -> Recipe:
+def _changed(base: Recipe, name: str, changes: dict[str, Any]) -> Recipe:
     try:
-        return base.replace(**changes, name=name)
+        return with_changes(base, changes | {"name": name})
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
 

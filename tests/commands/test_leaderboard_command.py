@@ -69,6 +69,22 @@ def test_a_table_and_a_picture_beside_it(unbroken):
     assert "<html" in (unbroken[0] / "leaderboard.html").read_text()
 
 
+class TestWhatIsTold:
+    def test_a_line_a_cell_with_its_place_among_all(self, unbroken, capsys):
+        start(unbroken[0])
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("[")]
+        assert [line.split()[0] for line in lines] == ["[1/4]", "[2/4]", "[3/4]", "[4/4]"]
+        assert re.match(r"\[4/4\] resnet20 W3A3 narrow seed 1 second order +\d+\.\d\d%  \(kept\)$", lines[-1])
+
+    @pytest.mark.parametrize("is_terminal", [True, False])
+    def test_how_far_a_cell_is_where_that_is_seen(self, tmp_path, monkeypatch, is_terminal):
+        shown, real = [], cells.quantize
+        monkeypatch.setattr(cells, "quantize", lambda *a, **how: shown.append(how["progress"]) or real(*a, **how))
+        monkeypatch.setattr(command.sys.stderr, "isatty", lambda: is_terminal, raising=False)
+        start(tmp_path, "--methods", "minmax", "--seeds", "0")
+        assert shown == [is_terminal]
+
+
 class TestKeptOnly:
     def test_the_table_of_what_is_there(self, unbroken, computed):
         folder, (_, table) = unbroken

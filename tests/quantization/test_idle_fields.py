@@ -5,7 +5,7 @@ import torch
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.experiments.leaderboard import DEFAULT_SETTINGS, METHODS, parse_settings, recipe_of
-from pytorch_quantizer.quantization.idle_fields import OWNERS, idle_fields
+from pytorch_quantizer.quantization.idle_fields import OWNERS, idle_fields, with_changes
 from pytorch_quantizer.quantization.recipe import list_recipes
 
 IDLE = [
@@ -61,3 +61,19 @@ def test_nor_does_a_method_of_the_leaderboard(method):
 def test_every_field_that_belongs_to_another_is_known():
     known = vars(pq.Recipe())
     assert all(any(field.startswith(name) for field in known) for _, _, names in OWNERS for name in names)
+
+
+class TestWithChanges:
+    TUNED = pq.Recipe(tuning_epochs=2, tuning_rate=0.1, tuning_mirror=True)
+
+    def test_what_a_change_makes_idle_is_at_its_default(self):
+        assert with_changes(self.TUNED, {"tuning_epochs": 0}) == pq.Recipe()
+
+    def test_what_was_changed_or_asked_for_stays_idle_or_not(self):
+        changes = {"tuning_epochs": 0, "tuning_rate": 0.2}
+        kept = with_changes(self.TUNED, changes, asked=["tuning_mirror"])
+        assert (kept.tuning_rate, kept.tuning_mirror) == (0.2, True)
+
+    def test_what_was_idle_before_stays(self):
+        before = pq.Recipe(rounding_order="size")
+        assert with_changes(before, {"clip": "mse"}) == pq.Recipe(rounding_order="size", clip="mse")

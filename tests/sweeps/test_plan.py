@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from pytorch_quantizer import InputError, Recipe
+from pytorch_quantizer.quantization.idle_fields import idle_fields
 from pytorch_quantizer.sweeps.plan import parse_plan, read_plan
 
 SHIPPED = sorted((Path(__file__).parents[2] / "scripts" / "configs").glob("sweep_*.yaml"))
@@ -55,6 +56,10 @@ class TestGrid:
         made = points("recipes: [{name: mine, clip: mse}, {name: grid, grid: {overrides: [[], [{layers: '*'}]]}}]")
         assert made[0].recipe.name == "mine"
         assert len(made[2].recipe.overrides) == 1
+
+    def test_what_a_field_switches_off_leaves_no_settings_behind(self):
+        made = points("recipes: [{recipe: w2a4_qdrop, tuning_epochs: 0, grid: {reconstruction: [block, none]}}]")
+        assert [idle_fields(point.recipe) for point in made] == [{}, {}]
 
     def test_of_a_file(self, tmp_path):
         Recipe(clip="mse").save(tmp_path / "own.yaml")
