@@ -54,6 +54,9 @@ MEASURED = {"mixed_precision": "weights", "mixed_precision_criterion": "measured
 LARGER = {
     "ResNet-18": Larger("resnet18", 64, 64, 32, {"tuning_epochs": 0}),
     "ResNet-18, tuned": Larger("resnet18", 64, 64, 32, {"tuning_epochs": 1}),
+    "ResNet-18, tuned with its weights": Larger(
+        "resnet18", 64, 64, 32, {"tuning_epochs": 1, "tuning_weight_rate": 0.003}
+    ),
     "ResNet-18, weights by their outputs": Larger(
         "resnet18", 64, 64, 32, {"tuning_epochs": 0, "weight_clip": "output_mse"}
     ),

@@ -1,5 +1,6 @@
 """End-to-end tuning: scales, biases and steps of a simulated model learned from the float network's outputs, in place.
-Weights keep their codes, so that it can follow whatever chose them; training these too is qat.py's business.
+On request weights learn, too, from where they were before whatever chose their codes. Learning from labels, and from
+more images than calibration has, is qat.py's business.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def tune(
     block_weight: float = 0.0,
     mirror: bool = False,
     seed: int = 0,
+    weight_rate: float = 0.0,
     progress: bool = True,
 ) -> Tuned:
     """Learn every weight's scale, every bias and every activation's step by distillation from ``graph``, in place.
@@ -56,10 +58,12 @@ def tune(
     graph: the folded float network. images: of calibration (activation_cache.rows_of makes them of batches). Adam
     lessens the squared distance of the outputs (logits), and with ``block_weight`` also of the blocks' outputs
     (reconstruction's blocks), its rate, relative to the size of what is learned, falling to zero along a cosine.
-    mirror: images are turned left to right half of the time. What came of it is taken where that distance, over all
-    images (and all of them turned), fell in the model as it is stored. No images are held out to tell: what chose the
-    weights before has mostly seen them all, so that they would speak for the model as it was. A network in which
-    nothing can learn stays as it is.
+    mirror: images are turned left to right half of the time. weight_rate: where it isn't 0, weights on uniform grids
+    learn by straight-through, too, from their float values where these round to the codes that were chosen, else from
+    the nearest that do; at the rate given, in steps of their grids. Else codes stay as they are.
+    What came of it is taken where that distance, over all images (and all of them turned), fell in the model as it is
+    stored. No images are held out to tell: what chose the weights before has mostly seen them all, so that they would
+    speak for the model as it was. A network in which nothing can learn stays as it is.
     Repeats to the bit for equal thread counts.
     Raises InputError for no images, and for mirroring what isn't [N, C, H, W].
     """
@@ -67,11 +71,12 @@ def tune(
         raise InputError(f"tuning_mirror is for images [C, H, W], got {list(images.shape)}: leave it out")
     if not images.written:
         raise InputError("tuning learns on images, got none")
-    seen, course = Selection(images, device_of(model)), _Course(epochs, learning_rate, batch_size, mirror, seed)
+    seen = Selection(images, device_of(model))
+    course = _Course(epochs, learning_rate, weight_rate, batch_size, mirror, seed)
     with repeatable_kernels():
         lesson = Lesson(graph, block_outputs(model, graph), block_weight)
-        learned = make_trainable(model)
-        if not _groups(learned, learning_rate):
+        learned = make_trainable(model, graph if weight_rate else None)
+        if not _groups(learned, course):
             distance = lesson.mean_loss(model, seen, batch_size, mirror)
             return Tuned(distance, distance, kept=False)
         for _ in tqdm(_passes(learned, lesson, seen, course), "tuning", epochs, leave=False, disable=not progress):
@@ -87,6 +92,7 @@ def tune(
 class _Course(NamedTuple):
     epochs: int
     rate: float
+    weight_rate: float
     batch_size: int
     mirror: bool
     seed: int
@@ -95,7 +101,7 @@ class _Course(NamedTuple):
 def _passes(learned: fx.GraphModule, lesson: Lesson, images: Selection, course: _Course) -> Iterator[None]:
     """Train, pausing after each pass over the images."""
     network = lesson.with_values(learned).eval()
-    optimizer, generator = Adam(_groups(learned, course.rate), eps=EPSILON), Generator().manual_seed(course.seed)
+    optimizer, generator = Adam(_groups(learned, course), eps=EPSILON), Generator().manual_seed(course.seed)
     schedule = CosineAnnealingLR(optimizer, course.epochs * -(-len(images) // course.batch_size))
     for _ in range(course.epochs):
         for which in torch.randperm(len(images), generator=generator).split(course.batch_size):
@@ -108,8 +114,9 @@ def _passes(learned: fx.GraphModule, lesson: Lesson, images: Selection, course: 
         yield
 
 
-def _groups(learned: fx.GraphModule, rate: float) -> list[dict[str, Any]]:
-    """What learns, each with its rate: of logarithms of scales as it is, of others by their size."""
+def _groups(learned: fx.GraphModule, course: _Course) -> list[dict[str, Any]]:
+    """What learns, each with its rate: of scales' logarithms as it is, of weights in steps, of others by their size."""
+    rate = course.rate
     groups: list[dict[str, Any]] = []
     for module in learned.modules():
         if isinstance(module, LearnedStep):
@@ -118,6 +125,7 @@ def _groups(learned: fx.GraphModule, rate: float) -> list[dict[str, Any]]:
                 groups.append({"params": [module.offset], "lr": rate * (module.qmax - module.qmin)})
         elif isinstance(module, LearnedLayer):
             groups.append({"params": [p for p in [module.log_gain] if p is not None], "lr": rate})
+            groups.append({"params": [p for p in [module.latent] if p is not None], "lr": course.weight_rate})
             if module.bias is not None:
                 size = float(module.bias.detach().abs().mean())
                 groups.append({"params": [module.bias], "lr": rate * (size or 1.0)})

@@ -67,7 +67,7 @@ class TuningRun:
         """What tuning the simulated model takes."""
         if not self.is_asked:
             return []
-        needed = tuning_bytes(model, self.recipe.tuning_batch)
+        needed = tuning_bytes(model, self.recipe.tuning_batch, weights=self.recipe.tuning_weight_rate > 0)
         return [Need(needed, "tuning the network", "a smaller tuning_batch takes less")]
 
     def carry_out(self, model: QuantizedModel, graph: fx.GraphModule, *, progress: bool) -> list[str]:
@@ -87,15 +87,17 @@ class TuningRun:
             block_weight=recipe.tuning_blocks,
             mirror=recipe.tuning_mirror,
             seed=recipe.seed,
+            weight_rate=recipe.tuning_weight_rate,
             progress=progress,
         )
         self._images = None
+        learned = f"{'weights, ' if recipe.tuning_weight_rate else ''}scales, biases and steps"
         what = "learned by distillation"
         if not done.kept:
             why = "nothing can be learned" if done.after == done.before else "nothing better was found"
             what = f"left as they were, for {why}"
             warn_user(f"tuning was asked for and changed nothing in this network: {why}; set tuning_epochs 0")
         return [
-            f"tuning: scales, biases and steps {what} "
+            f"tuning: {learned} {what} "
             f"(distance from the float network {done.before:.4g} before, {done.after:.4g} after)"
         ]

@@ -61,6 +61,12 @@ def upsampling() -> nn.Module:
     return nn.Sequential(*layers, nn.AvgPool2d(4), nn.Conv2d(4, 4, 1))
 
 
+def heavy() -> nn.Module:
+    """Layers whose weights outweigh all that they compute."""
+    layers = [nn.Flatten(), nn.Linear(3 * 32 * 32, 2048), nn.ReLU(), nn.Linear(2048, 1024), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(1024, 10))
+
+
 RECIPE = pq.Recipe(
     weights="int4",
     activations="int4",
@@ -70,10 +76,12 @@ RECIPE = pq.Recipe(
     reconstruction_images=64,
 )
 CORRECTED = {"activation_correction": "both", "correction_images": 64}
+WEIGHTS_TUNED = {"reconstruction": "none", "tuning_epochs": 2, "tuning_batch": 16, "tuning_weight_rate": 0.003}
 MEASURED = {"mixed_precision": "weights", "mixed_precision_criterion": "measured", "correction_images": 4}
 CASES = {
     "blocks": lambda: Case(plain(8, 32), {"reconstruction_batch": 32}, batches(32, 32, 64)),
     "tuning": lambda: Case(plain(8, 32), {"tuning_epochs": 1, "tuning_batch": 16}, batches(32, 32, 48)),
+    "tuning weights": lambda: Case(heavy(), WEIGHTS_TUNED, batches(32, 16, 32)),
     "corrections": lambda: Case(Parallel(), CORRECTED, batches(32, 16, 48)),
     "second order": lambda: Case(scarce(), {"weight_rounding": "second_order"}, batches(32, 32, 64)),
     "transposed": lambda: Case(upsampling(), {"weight_rounding": "second_order"}, batches(32, 32, 64)),

@@ -10,7 +10,7 @@ from torch import nn
 
 import pytorch_quantizer as pq
 from pytorch_quantizer.calibration.activation_cache import ActivationCache, rows_of
-from pytorch_quantizer.calibration.lesson import Lesson, block_outputs
+from pytorch_quantizer.calibration.lesson import Lesson, Selection, block_outputs
 from pytorch_quantizer.calibration.tune import tune
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.capture import capture
@@ -42,6 +42,7 @@ def quantized(net=None, **fields):
 
 CALIBRATION = [images(32, 3, 8, 8, seed=seed) for seed in range(4)]
 ROWS = rows_of(CALIBRATION)
+RATES = {"learning_rate": 1e-2, "weight_rate": 2e-2, "progress": False}
 UNSEEN = images(64, 3, 8, 8, seed=99)
 
 
@@ -66,6 +67,40 @@ def test_codes_of_weights_stay():
     tune(model, graph, ROWS, epochs=3, learning_rate=1e-2, progress=False)
     assert torch.equal(layer.weight_quantizer.quantize(layer.weight), codes)
     assert not torch.equal(layer.weight_quantizer.scale, scale)
+
+
+class TestWeights:
+    def test_codes_are_learned_and_bring_outputs_nearer_than_what_is_beside_them_alone(self):
+        model, graph = quantized()
+        alone, with_weights = copy.deepcopy(model), copy.deepcopy(model)
+        tune(alone, graph, ROWS, epochs=15, learning_rate=1e-2, progress=False)
+        done = tune(with_weights, graph, ROWS, epochs=15, **RATES)
+        assert done.kept
+        assert error(with_weights, graph) < 0.8 * error(alone, graph)
+
+    def test_they_are_stored_as_they_were_learned(self, tmp_path):
+        model, graph = quantized(weight_rounding="gptq")
+        layer = model.get_submodule("conv2")
+        codes = layer.weight_quantizer.quantize(layer.weight)
+        done = tune(model, graph, ROWS, epochs=5, **RATES)
+        assert not torch.equal(layer.weight_quantizer.quantize(layer.weight), codes)
+        pq.save(model, tmp_path / "model.safetensors")
+        again = pq.load(tmp_path / "model.safetensors")
+        assert torch.equal(again(UNSEEN), model(UNSEEN.clone()))
+        lesson = Lesson(graph, block_outputs(model, graph))
+        assert lesson.mean_loss(again, Selection(ROWS, torch.device("cpu")), 32) == pytest.approx(done.after, rel=1e-6)
+
+    def test_they_begin_at_the_codes_that_were_chosen(self):
+        model, graph = quantized(weight_rounding="second_order")
+        done = tune(model, graph, ROWS, epochs=1, learning_rate=1e-9, weight_rate=1e-9, progress=False)
+        assert done.after == pytest.approx(done.before, rel=1e-4)
+
+    def test_those_on_other_grids_keep_their_codes(self):
+        model, graph = quantized(weights="pot4", deployable=False, bias="float32")
+        layer = model.get_submodule("conv2")
+        codes = layer.weight_quantizer.quantize(layer.weight)
+        tune(model, graph, ROWS, epochs=3, **RATES)
+        assert torch.equal(layer.weight_quantizer.quantize(layer.weight), codes)
 
 
 def test_the_seed_decides():
@@ -173,6 +208,12 @@ class TestAsAStepOfARecipe:
         pq.save(model, tmp_path / "model.safetensors")
         assert torch.equal(pq.load(tmp_path / "model.safetensors")(UNSEEN), model(UNSEEN.clone()))
 
+    def test_weights_learn_where_it_says_so(self):
+        plain, _ = quantized(tuning_epochs=5, tuning_rate=1e-2)
+        model, graph = quantized(tuning_epochs=5, tuning_rate=1e-2, tuning_weight_rate=2e-2)
+        assert error(model, graph) < error(plain, graph)
+        assert "tuning: weights, scales, biases and steps learned by distillation" in model.notes[-1]
+
     def test_it_follows_corrections(self):
         model, _ = quantized(activation_correction="both", tuning_epochs=1)
         assert [note.split(":")[0] for note in model.notes] == ["activation_correction", "tuning"]
@@ -221,6 +262,8 @@ class TestAsAStepOfARecipe:
             ({"tuning_images": 0}, "tuning_images must be a whole number of 1 or more"),
             ({"tuning_blocks": -0.5}, "tuning_blocks must be a weight of 0 or more, got -0.5"),
             ({"tuning_blocks": float("nan")}, "tuning_blocks must be a weight of 0 or more, got nan"),
+            ({"tuning_weight_rate": -0.1}, "tuning_weight_rate must be a rate of 0 or more, got -0.1"),
+            ({"tuning_weight_rate": True}, "tuning_weight_rate must be a rate of 0 or more, got True"),
             ({"tuning_mirror": 1}, "tuning_mirror must be true or false, got 1"),
             ({"tuning_rate": 0}, "tuning_rate must be a positive number, got 0"),
             ({"tuning_batch": True}, "tuning_batch must be a whole number of 1 or more, got True"),

@@ -48,6 +48,7 @@ ODD = Recipe(
     reconstruction_blocks="layer1.*, fc",
     tuning_epochs=2,
     tuning_rate=0.02,
+    tuning_weight_rate=0.003,
     tuning_batch=11,
     tuning_images=13,
     tuning_blocks=0.5,
