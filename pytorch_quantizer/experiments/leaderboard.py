@@ -57,6 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gptq": {**STATISTICAL, "weight_rounding": "gptq"},
     "second order": SECOND_ORDER,
     "second order + tuning": {**SECOND_ORDER, **TUNING},
+    "second order + tuned weights": {**SECOND_ORDER, **TUNING, "tuning_epochs": 20, "tuning_weight_rate": 0.002},
     "adaround": {**BRECQ, "reconstruction": "layer"},
     "brecq": BRECQ,
     "brecq + tuning": {**BRECQ, **TUNING},
