@@ -45,6 +45,13 @@ class TestHelp:
         for flag in ("--help", "--version"):
             subprocess.run([sys.executable, "-c", code, flag], check=True, capture_output=True)
 
+    def test_a_command_loads_what_takes_a_second_where_it_is_used_alone(self):
+        modules = [f"pytorch_quantizer.commands.{name.replace('-', '_')}" for name in pq_command.COMMANDS]
+        modules.remove("pytorch_quantizer.commands.report")  # which is there for bokeh's charts
+        code = f"import {', '.join(modules)}, sys; print(*sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+        assert not {"torchvision", "bokeh", "sklearn", "scipy.stats", "torch._dynamo"} & set(done.stdout.split())
+
     def test_version(self, capsys):
         assert outcome("--version") == 0
         assert capsys.readouterr().out.startswith("pq 0.")

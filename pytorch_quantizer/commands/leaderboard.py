@@ -55,7 +55,6 @@ from pytorch_quantizer.experiments.leaderboard import (
 from pytorch_quantizer.experiments.network_list import ARCH_HELP, CHECKPOINT_HELP, configs_of
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.experiments.trained_cell import measure_trained, trained_key
-from pytorch_quantizer.reports.pages import write_methods_page
 
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
 
@@ -216,6 +215,8 @@ def note_of(given: Config, config: ResolvedConfig) -> str:
 
 def write_tables(rows: Sequence[dict[str, Any]], folder: Path, note: str) -> None:
     """Write the three files, each whole or not at all."""
+    from pytorch_quantizer.reports.pages import write_methods_page
+
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["top1"], table["seconds"] = (table[name].astype(float) for name in ("top1", "seconds"))
     for name, content in zip(FILES, (table.to_csv(index=False), markdown(table, note)), strict=False):

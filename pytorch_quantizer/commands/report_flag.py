@@ -11,8 +11,6 @@ from pathlib import Path
 import jsonargparse
 
 from pytorch_quantizer.atomic import require_writable
-from pytorch_quantizer.reports.report import write_report_page
-from pytorch_quantizer.reports.sources import read_material
 
 
 def add_report_flag(parser: jsonargparse.ArgumentParser) -> None:
@@ -37,5 +35,8 @@ def check_report(path: Path | None) -> None:
 def write_report_of(path: Path | None, source: Path) -> None:
     """Write the page of a folder or file, if one was asked for, and say so."""
     if path is not None:
+        from pytorch_quantizer.reports.report import write_report_page
+        from pytorch_quantizer.reports.sources import read_material
+
         size = write_report_page(path, read_material([source]))
         print(f"wrote {path}: {size / 2**20:.1f} MiB, opens without a network")

@@ -46,7 +46,6 @@ from pytorch_quantizer.experiments.model_files import ModelFiles
 from pytorch_quantizer.experiments.report import result_table, write_report
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.ranks import joined_ranks
-from pytorch_quantizer.reports.pages import write_tensors_page
 
 MEANING = {
     "imagenet": "folders named by ImageNet's wnids",
@@ -81,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _report(done: Inference, folder: Path, files: ModelFiles, *, summary: bool) -> None:
     """Time and measure what was evaluated, print it and write it."""
+    from pytorch_quantizer.reports.pages import write_tensors_page
+
     result = result_of(done)
     write_report(result, folder)
     write_tensors_page(folder / "layers.html", result.layers, result.record)

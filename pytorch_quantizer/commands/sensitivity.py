@@ -32,7 +32,6 @@ from pytorch_quantizer.evaluation.sensitivity import WHATS, corrections_of, sens
 from pytorch_quantizer.experiments.inference_config import InferenceConfig, load_images, load_model, resolved
 from pytorch_quantizer.experiments.sensitivity_report import FILES, answer, ranking, write_sensitivity
 from pytorch_quantizer.quantization.recipe import Recipe
-from pytorch_quantizer.reports.pages import write_sensitivity_page
 
 PICTURE = "sensitivity.html"
 ALL_FILES = (*FILES, PICTURE)
@@ -64,13 +63,19 @@ def main(arguments: list[str] | None = None) -> None:
     folder = config.output or Path("results") / f"sensitivity_{config.dataset}_{config.arch}_{recipe.name}{suffix}"
     check_report(flags["report"])
     table, record = diagnose(replace(config, output=folder), recipe, what)
-    write_sensitivity(table, record, folder)
-    write_sensitivity_page(folder / PICTURE, table, record | {"answer": answer(table)})
+    _write(table, record, folder)
     print(f"{record['arch']} on {record['dataset']}: recipe {recipe.name}, {what} quantized")
     print(ranking(table))
     _print_notes(record, folder)
     write_report_of(flags["report"], folder / "sensitivity.json")
     print(answer(table))
+
+
+def _write(table: pd.DataFrame, record: dict[str, Any], folder: Path) -> None:
+    from pytorch_quantizer.reports.pages import write_sensitivity_page
+
+    write_sensitivity(table, record, folder)
+    write_sensitivity_page(folder / PICTURE, table, record | {"answer": answer(table)})
 
 
 def parser() -> jsonargparse.ArgumentParser:

@@ -5,8 +5,6 @@ The split into 1,257 training and 540 test images is this project's, fixed for g
 from pathlib import Path
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from pytorch_quantizer.data.dataset import ArrayDataset
 from pytorch_quantizer.data.preprocessing import Preprocessing
@@ -32,6 +30,9 @@ def load(
             f"digits is embedded and reads no folder, got {root}: "
             "did you mean --dataset imagenet, cifar10, mnist or folder?"
         )
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
     images, labels = load_digits(return_X_y=True)
     train, test = train_test_split(
         np.arange(len(labels)), test_size=TEST_IMAGES, random_state=SPLIT_SEED, stratify=labels

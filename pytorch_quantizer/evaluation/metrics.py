@@ -7,8 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from scipy.stats import binomtest
-from sklearn.metrics import precision_recall_fscore_support
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -101,6 +99,8 @@ def evaluate(
 
 def wilson_interval(correct: int, samples: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval of a rate of `correct` in `samples`, as fractions of 1."""
+    from scipy.stats import binomtest
+
     interval = binomtest(correct, samples).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
 
@@ -181,6 +181,8 @@ def _evaluation(answers: _Answers, labels: Tensor, who: str, reference: Evaluati
 
 
 def _scores(labels: Tensor, predictions: Tensor, average: str) -> tuple[float, float, float]:
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, _ = precision_recall_fscore_support(
         labels.numpy(), predictions.numpy(), average=average, zero_division=0
     )

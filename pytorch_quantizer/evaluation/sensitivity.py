@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
@@ -182,6 +181,8 @@ def _right(evaluation: Evaluation) -> Tensor:
 def chance(before: Tensor, after: Tensor) -> float:
     """McNemar's exact two-sided p-value that ``before`` and ``after``, bool [N], are right equally often."""
     lost, won = int((before & ~after).sum()), int((after & ~before).sum())
+    from scipy.stats import binomtest
+
     return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-from scipy.stats import t as student
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.network_list import parse_names
@@ -163,6 +162,8 @@ def _summed(key: dict[str, Any], cells: pd.DataFrame) -> dict[str, Any]:
     tops = cells["top1"].dropna()
     half = math.nan
     if len(tops) > 1:
+        from scipy.stats import t as student
+
         half = float(student.ppf((1 + LEVEL) / 2, len(tops) - 1) * tops.std() / math.sqrt(len(tops)))
     same = {name: cells[name].iloc[0] for name in ("fp32_top1", "first_last", "granularity", "deployable")}
     counts = {"seeds": len(tops), "failed": int((cells["error"] != "").sum())}

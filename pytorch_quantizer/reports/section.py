@@ -7,9 +7,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bokeh.models import ColumnDataSource, LayoutDOM
+if TYPE_CHECKING:
+    from bokeh.models import ColumnDataSource, LayoutDOM
 
 
 @dataclass(frozen=True)
