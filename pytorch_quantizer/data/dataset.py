@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.datasets.folder import pil_loader
 
 from pytorch_quantizer.data.preprocessing import Preprocessing
 from pytorch_quantizer.errors import InputError, first_line
@@ -117,8 +118,6 @@ class FileDataset(ImageDataset):
 
     def __getitem__(self, index: int) -> Sample:
         """Decode one file; raise CorruptImageError where that fails (with `skip_corrupt`, loaders pass over it)."""
-        from torchvision.datasets.folder import pil_loader
-
         path, label = self.files[index]
         try:
             image = pil_loader(path)

@@ -3,12 +3,15 @@ Reading what lies there is the business of one file a data set (cifar10.py, mnis
 """
 
 from pathlib import Path
+from typing import Any
+
+from torchvision.datasets import CIFAR10, MNIST
 
 from pytorch_quantizer.data.registry import SPLITS, has_split
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.user_path import user_path
 
-SOURCES = {"cifar10": "CIFAR10", "mnist": "MNIST"}  # by torchvision's names
+SOURCES: dict[str, Any] = {"cifar10": CIFAR10, "mnist": MNIST}
 EMBEDDED = ("digits",)
 
 
@@ -25,14 +28,12 @@ def download(name: str, root: str | Path | None) -> None:
         )
     if root is None:
         raise InputError(f"download needs --data PATH, the folder that {name} is to be fetched into")
-    from torchvision import datasets
-
     folder = user_path(root)
     if folder.is_dir() and all(has_split(name, folder, split) for split in SPLITS):
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        getattr(datasets, SOURCES[name])(folder, download=True)
+        SOURCES[name](folder, download=True)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong checksum is a RuntimeError
         raise InputError(
             f"can't download {name} into {folder} ({first_line(error)}): check the network, or put its files there"

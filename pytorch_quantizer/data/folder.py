@@ -4,6 +4,8 @@ Classes are the sorted names of the folders; ImageNet's labels come from its own
 
 from pathlib import Path
 
+from torchvision.datasets.folder import make_dataset
+
 from pytorch_quantizer.data.dataset import FileDataset, require_folder
 from pytorch_quantizer.data.preprocessing import Preprocessing
 from pytorch_quantizer.errors import InputError
@@ -78,8 +80,6 @@ def list_images(images: Path, labels: dict[str, int]) -> list[tuple[str, int]]:
         raise InputError(
             f"{images / unknown[0]} is not a known class ({len(unknown)} of {len(names)} are not): remove or rename it"
         )
-    from torchvision.datasets.folder import make_dataset
-
     files: list[tuple[str, int]] = make_dataset(
         images, {name: labels[name] for name in names}, is_valid_file=_visible_file, allow_empty=True
     )

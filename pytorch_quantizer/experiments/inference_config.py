@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import torchvision
 from torch import nn
 
 from pytorch_quantizer.data import ImageDataset, has_split, infer_dataset, load_dataset, load_unlabelled
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.models import bundled_checkpoint, create_model, default_preprocessing
-from pytorch_quantizer.models.create import is_published
 from pytorch_quantizer.user_path import user_path
 
 DEFAULT_ARCH = {"imagenet": "resnet50", "folder": "resnet50"}  # elsewhere the CIFAR ResNet-20
@@ -124,7 +124,8 @@ def weights_file(config: ResolvedConfig) -> Path | None:
         raise InputError(f"checkpoint {checkpoint} is not a file: check the path")
     if checkpoint is None and (config.dataset, arch) in BUNDLED:
         checkpoint = bundled_checkpoint(BUNDLED[config.dataset, arch])
-    if checkpoint is None and not (config.dataset == "imagenet" and is_published(arch)):
+    published = config.dataset == "imagenet" and arch in torchvision.models.list_models(module=torchvision.models)
+    if checkpoint is None and not published:
         raise InputError(
             f"no weights for {arch} on {config.dataset}: give --checkpoint FILE (scripts/train.py makes one)"
         )

@@ -5,16 +5,15 @@ nothing that a file says is ever looked up elsewhere, imported or run, and every
 from __future__ import annotations
 
 import builtins
-import importlib
 import inspect
 import operator
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torchvision.models import swin_transformer
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.export.paths import check_identifier, find
@@ -39,6 +38,7 @@ NAMESPACES = {
     "torch.nn.functional": F,
     "operator": operator,
     "builtins": builtins,
+    "torchvision.models.swin_transformer": swin_transformer,
 }
 OTHER_FUNCTIONS = {F.pad, F.interpolate, F.layer_norm, F.group_norm, F.softmax, F.gelu, F.normalize, torch.softmax}
 OTHER_FUNCTIONS |= {torch.sqrt, torch.rsqrt, torch.exp, torch.pow, torch.abs, torch.neg, torch.zeros_like}
@@ -47,9 +47,8 @@ OTHER_FUNCTIONS |= {torch.log, torch.square, torch.sin, torch.cos, torch.erf, to
 OTHER_FUNCTIONS |= {torch.std, torch.maximum, torch.minimum, torch.max, torch.min, F.log_softmax, F.softplus, F.prelu}
 OTHER_FUNCTIONS |= {F.celu, F.selu, F.glu, F.logsigmoid, F.softsign, F.instance_norm, F.batch_norm, F.rms_norm}
 OTHER_FUNCTIONS |= {torch._assert, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge}
-SWIN = "torchvision.models.swin_transformer"
-# They compute from the tensors they are given alone, and make a mask of the size of what they read.
-SWIN_FUNCTIONS = ("shifted_window_attention", "_patch_merging_pad")
+# Swin's: they compute from the tensors they are given alone, and make a mask of the size of what they read.
+SWIN = {getattr(swin_transformer, name, None) for name in ("shifted_window_attention", "_patch_merging_pad")} - {None}
 OTHER_METHODS = {"size", "dim", "softmax", "sigmoid", "masked_fill", "pow", "sqrt", "rsqrt", "neg", "abs", "float"}
 OTHER_METHODS |= {"exp", "log", "square", "max", "min", "var", "std", "where", "maximum", "minimum"}
 ATTRIBUTES = ("shape", "ndim", "dtype", "device", "T", "mT")  # of a tensor, that a graph may ask for by getattr
@@ -70,11 +69,11 @@ def _known() -> set[Any]:
 
 
 def functions() -> dict[str, Callable[..., Any]]:
-    """By name, every function that a graph in a file may call; Swin's where torchvision has been imported."""
-    callables = [entry for entry in {*_known(), *OTHER_FUNCTIONS} if callable(entry) and not isinstance(entry, type)]
-    listed = {name: entry for entry in callables if (name := _public_name(entry)) is not None}
-    swin = vars(sys.modules[SWIN]) if SWIN in sys.modules else {}
-    return listed | {f"{SWIN}.{name}": swin[name] for name in SWIN_FUNCTIONS if name in swin}
+    """By name, every function that a graph in a file may call."""
+    callables = [
+        entry for entry in {*_known(), *OTHER_FUNCTIONS, *SWIN} if callable(entry) and not isinstance(entry, type)
+    ]
+    return {name: entry for entry in callables if (name := _public_name(entry)) is not None}
 
 
 def methods() -> set[str]:
@@ -163,11 +162,8 @@ def build_graph(descriptions: Iterable[Description], root: nn.Module, foreign: M
 
     Raises InputError for what neither the list nor ``foreign`` knows, and for a graph that can't be.
     """
-    entries = list(descriptions)
-    if any(str(entry["target"]).startswith(f"{SWIN}.") for entry in entries):
-        importlib.import_module(SWIN)
     graph, nodes, known = fx.Graph(), dict[str, fx.Node](), functions()
-    for entry in entries:
+    for entry in descriptions:
         args, kwargs = decode(entry["args"], nodes), decode(entry["kwargs"], nodes)
         if not isinstance(args, tuple) or not isinstance(kwargs, dict):
             raise InputError(f"the file calls {entry['name']!r} with what are no arguments: it is damaged")

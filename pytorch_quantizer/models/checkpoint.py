@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torchvision.models import GoogLeNet, Inception3
 
 from pytorch_quantizer.errors import InputError, first_line
 from pytorch_quantizer.user_path import user_path
@@ -23,7 +24,6 @@ WEIGHTS = Path(__file__).parent / "weights"
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 PREFIXES = ("module.", "_orig_mod.")  # DataParallel's and torch.compile's
 # Auxiliary classifiers of GoogLeNet and Inception serve training only; create_model builds without them.
-WITH_AUXILIARY = ("GoogLeNet", "Inception3")  # torchvision's, which needn't be imported for it
 AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")
 # torchvision's published DenseNets were saved when these sub-modules had a dot in their names: norm.1 is now norm1.
 OLD_DENSENET_KEY = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\..*)$")
@@ -108,7 +108,7 @@ def _renamed(state: StateDict) -> StateDict:
 
 
 def _without_auxiliary(state: StateDict, model: nn.Module) -> StateDict:
-    if type(model).__name__ not in WITH_AUXILIARY or model.aux_logits:
+    if not isinstance(model, GoogLeNet | Inception3) or model.aux_logits:
         return state
     for key in [key for key in state if key.startswith(AUXILIARY)]:
         del state[key]

@@ -2,23 +2,21 @@
 What a network looks like inside is cifar_resnet.py's, mlp.py's and torchvision's; reading weights is checkpoint.py's.
 """
 
-from __future__ import annotations
-
 import difflib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torchvision.models
 from torch import nn
+from torchvision.models import WeightsEnum
+from torchvision.transforms._presets import ImageClassification
 
 from pytorch_quantizer.data import DATASETS, Preprocessing
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.models.checkpoint import load_checkpoint, load_state
 from pytorch_quantizer.models.cifar_resnet import DEPTHS, CifarResNet
 from pytorch_quantizer.models.mlp import HIDDEN, MLP, SIDE
-
-if TYPE_CHECKING:
-    from torchvision.models import WeightsEnum
 
 IMAGENET_CLASSES = 1000
 STANDARD = Preprocessing(resize=256, crop=224)
@@ -98,19 +96,13 @@ def _usual_preprocessing(arch: str, dataset_name: str) -> Preprocessing:
     return Preprocessing(resize=size, crop=size, mean=own.mean, std=own.std)
 
 
-def is_published(arch: str) -> bool:
-    """Whether it is a classification model of torchvision's, which has weights of it for ImageNet."""
-    return arch not in (*DEPTHS, *HIDDEN) and arch in _torchvision_models()
-
-
 def _torchvision_models() -> list[str]:
-    from torchvision import models
-
-    return models.list_models(module=models)
+    return torchvision.models.list_models(module=torchvision.models)
 
 
 def _known(arch: str) -> str:
-    if arch not in (*DEPTHS, *HIDDEN) and arch not in (names := list_models()):
+    names = list_models()
+    if arch not in names:
         close = difflib.get_close_matches(arch, names, n=3)
         hint = (
             f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(DEPTHS)}, or torchvision's"
@@ -131,15 +123,13 @@ def _check_published(arch: str, num_classes: int | None, in_channels: int) -> No
 
 def _torchvision_model(arch: str, num_classes: int | None, in_channels: int, *, published: bool) -> nn.Module:
     """Build the model; `published`: its weights will come from a file or a download, not from an initialisation."""
-    from torchvision.models import get_model
-
     classes = IMAGENET_CLASSES if num_classes is None else num_classes
     options: dict[str, Any] = {}
     if arch in WITH_AUXILIARY:
         # The published weights expect inputs rescaled from ImageNet's mean and deviation to [-1, 1].
         rescaled = published and classes == IMAGENET_CLASSES and in_channels == 3
         options = {"aux_logits": False, "transform_input": rescaled, "init_weights": not published}
-    model = get_model(arch, weights=None, num_classes=classes, **options)
+    model = torchvision.models.get_model(arch, weights=None, num_classes=classes, **options)
     if in_channels != 3:
         _replace_first_conv(model, in_channels)
     return model
@@ -167,15 +157,11 @@ def _load_published(model: nn.Module, arch: str) -> None:
 
 
 def _published_weights(arch: str) -> WeightsEnum:
-    from torchvision.models import get_model_weights
-
-    weights = get_model_weights(arch)
+    weights = torchvision.models.get_model_weights(arch)
     return next(weights[name] for name in PREFERRED_WEIGHTS if name in weights.__members__)
 
 
 def _published_preprocessing(arch: str) -> Preprocessing:
-    from torchvision.transforms._presets import ImageClassification
-
     preset = _published_weights(arch).transforms()
     if not isinstance(preset, ImageClassification):
         return STANDARD

@@ -5,11 +5,8 @@ import pytest
 import torch
 from PIL import Image
 from torchvision.models import get_model_weights
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import normalize
 
 from pytorch_quantizer.data import Preprocessing
-from pytorch_quantizer.data.preprocessing import INTERPOLATIONS
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.models import default_preprocessing
 
@@ -34,18 +31,6 @@ def test_equals_torchvisions_own_transforms_to_the_bit(arch):
 def test_impossible_values(arguments, said):
     with pytest.raises(InputError, match=said):
         Preprocessing(**arguments)
-
-
-def test_interpolations_are_torchvisions():
-    assert {mode.value for mode in InterpolationMode} == set(INTERPOLATIONS)
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_batch_is_normalised_as_torchvision_does_to_the_bit(channels):
-    pixels = torch.randint(0, 256, (5, channels, 7, 9), dtype=torch.uint8)
-    mean, deviation = [0.305, 0.4, 0.1][:channels], [0.376, 0.2, 0.3][:channels]
-    found = Preprocessing(mean=tuple(mean), std=tuple(deviation)).on_batch(pixels)
-    assert torch.equal(found, normalize(pixels / 255, mean, deviation))
 
 
 def test_a_batch_is_resized_to_its_shorter_side_and_cropped():
