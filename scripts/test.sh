@@ -10,4 +10,5 @@ export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}" # threads that wait must no
 cores=$(getconf _NPROCESSORS_ONLN)
 workers="${PQ_TEST_WORKERS:-$((cores < 4 ? cores : 4))}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((cores > workers ? cores / workers : 1))}"
-exec .venv/bin/python -m pytest --numprocesses "$workers" --dist loadfile
+# In the files' own order: by the number of their tests, those that take minutes would come last, one process waiting.
+exec .venv/bin/python -m pytest --numprocesses "$workers" --dist loadfile --no-loadscope-reorder

@@ -71,7 +71,11 @@ class TestRecipes:
         assert Recipe.load(name).weight_rounding == name.split("_", 1)[1]
 
     def test_second_order_rounding_is_shipped(self):
-        assert {"w4a4_second_order", "w3a3_second_order", "w2a4_second_order"} <= set(list_recipes())
+        assert {f"{widths}_second_order" for widths in ("w4a4", "w3a3", "w2a4", "w2a2")} <= set(list_recipes())
+
+    def test_at_two_bits_it_ends_with_tuned_weights(self):
+        row = recipe_of("second order + tuned weights", Setting(2, 2), "wide", 0)
+        assert Recipe.load("w2a2_second_order").replace(name="") == row.replace(name="")
 
     def test_methods_differ(self):
         made = [recipe_of(method, Setting(4, 4), "narrow", 0).replace(name="") for method in METHODS]
