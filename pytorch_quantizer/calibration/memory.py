@@ -31,7 +31,7 @@ TRAINED = 3  # tensors of each node in training: its value, what a backward pass
 OF_A_QUANTIZER = 2  # more: the mask, and what is dropped
 OF_A_WEIGHT = 26  # tensors of a weight's size: soft weight, share, logit, their gradients, Adam's moments …
 COPIES = 6  # of the network while it is tuned: what learns, the best of it, a trial, and weights as they run
-LEARNED_COPIES = 4  # more, where weights learn: as they run, their gradients, Adam's moments
+LEARNED_COPIES = 4  # more, where weights learn: their float values, gradients, Adam's moments
 MATRICES = 11  # of second moments, in float64, while weights are rounded by them
 TRIED = 6  # tensors of all rows that a search tries at once, in float64, meanwhile
 WINDOWS = 4  # of the windows that a layer sees of a batch, meanwhile
@@ -145,10 +145,7 @@ def largest_need(model: QuantizedModel, blocks: Sequence[Block], batch: int) -> 
 
 
 def tuning_bytes(model: QuantizedModel, batch: int, *, weights: bool) -> int:
-    """Bytes that training scales, biases and steps of the whole network takes at most, images in files not counted.
-
-    weights: whether they learn, too.
-    """
+    """Bytes that tuning takes at most, images in files not counted. weights: whether they learn, too."""
     copies = COPIES + LEARNED_COPIES * weights
     return BESIDE + networks_bytes(model, copies) + FLOAT_BYTES * batch * _trained_values(model, model.graph.nodes)
 

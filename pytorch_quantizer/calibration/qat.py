@@ -1,5 +1,5 @@
 """Quantization-aware training: a QuantizedModel whose weights, scales, biases and steps learn by straight-through.
-The loop over images, its schedule and its files are training/'s; what learns without weights is tune.py's.
+The loop over images, its schedule and its files are training/'s; what learns without labels is tune.py's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """End-to-end tuning: scales, biases and steps of a simulated model learned from the float network's outputs, in place.
-On request weights learn, too, from where they were before whatever chose their codes. Learning from labels, and from
-more images than calibration has, is qat.py's business.
+On request weights learn, too, from the codes that they have. Learning from labels, and from more images than
+calibration has, is qat.py's business.
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ EPSILON = 1e-12  # Adam's: gradients of steps are scaled by LSQ's 1/√(N·qmax)
 @dataclass(frozen=True)
 class Tuned:
     """before, after: what tuning lessens, over all images. kept: whether it fell, so that the model has what was
-    learned.
+    learned. weights: whether there were weights that learned.
     """
 
     before: float
     after: float
     kept: bool
+    weights: bool = False
 
 
 def tune(
@@ -59,8 +60,10 @@ def tune(
     lessens the squared distance of the outputs (logits), and with ``block_weight`` also of the blocks' outputs
     (reconstruction's blocks), its rate, relative to the size of what is learned, falling to zero along a cosine.
     mirror: images are turned left to right half of the time. weight_rate: where it isn't 0, weights on uniform grids
-    learn by straight-through, too, from their float values where these round to the codes that were chosen, else from
-    the nearest that do; at the rate given, in steps of their grids. Else codes stay as they are.
+    learn by straight-through, too, at this rate in steps of their grids: from their float values where these round to
+    the codes that were chosen, and otherwise from the nearest that do, which a step of 0.01 takes to another code:
+    rates are best far below. With 0, and for weights that are float, allocated, shifted by a correction, recurrent or
+    on other grids, codes stay as they are.
     What came of it is taken where that distance, over all images (and all of them turned), fell in the model as it is
     stored. No images are held out to tell: what chose the weights before has mostly seen them all, so that they would
     speak for the model as it was. A network in which nothing can learn stays as it is.
@@ -79,6 +82,7 @@ def tune(
         if not _groups(learned, course):
             distance = lesson.mean_loss(model, seen, batch_size, mirror)
             return Tuned(distance, distance, kept=False)
+        weights = any(getattr(module, "latent", None) is not None for module in learned.modules())
         for _ in tqdm(_passes(learned, lesson, seen, course), "tuning", epochs, leave=False, disable=not progress):
             pass
         trial = deepcopy(model)
@@ -86,7 +90,7 @@ def tune(
         before, after = (lesson.mean_loss(network, seen, batch_size, mirror) for network in (model, trial))
         if after < before:
             write_back(learned, model)
-    return Tuned(before, after, after < before)
+    return Tuned(before, after, after < before, weights)
 
 
 class _Course(NamedTuple):

@@ -91,7 +91,9 @@ class TuningRun:
             progress=progress,
         )
         self._images = None
-        learned = f"{'weights, ' if recipe.tuning_weight_rate else ''}scales, biases and steps"
+        learned = f"{'weights, ' if done.weights else ''}scales, biases and steps"
+        if recipe.tuning_weight_rate and not done.weights:
+            warn_user("tuning_weight_rate changed nothing: no weight is on a uniform grid; set tuning_weight_rate 0")
         what = "learned by distillation"
         if not done.kept:
             why = "nothing can be learned" if done.after == done.before else "nothing better was found"

@@ -180,9 +180,9 @@ def _right(evaluation: Evaluation) -> Tensor:
 
 def chance(before: Tensor, after: Tensor) -> float:
     """McNemar's exact two-sided p-value that ``before`` and ``after``, bool [N], are right equally often."""
-    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
     from scipy.stats import binomtest
 
+    lost, won = int((before & ~after).sum()), int((after & ~before).sum())
     return float(binomtest(lost, lost + won).pvalue) if lost + won else 1.0
 
 

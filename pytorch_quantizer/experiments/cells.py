@@ -80,7 +80,7 @@ class Network:
     def __init__(
         self, config: ResolvedConfig, store: CellStore, *, max_memory: int | None = None, progress: bool = False
     ) -> None:
-        """Load both. max_memory: as quantize()'s, where a recipe learns; it changes no number. progress: of quantizing.
+        """Load both. max_memory: as quantize()'s, where a recipe learns; it changes no number. progress: shows bars.
 
         Raises InputError as load_images, load_model and the loaders do.
         """
@@ -115,7 +115,7 @@ class Network:
         start = time.perf_counter()
         model = made()
         quantizing = time.perf_counter() - start
-        evaluation = evaluate(model, self.evaluated, device=self.device, progress=False)
+        evaluation = evaluate(model, self.evaluated, device=self.device, progress=self.progress)
         values = {
             "top1": evaluation.top1,
             "top5": evaluation.top5,

@@ -168,7 +168,9 @@ class Recipe:
     )
     tuning_epochs: int = _setting(0, "passes in which scales, biases and steps are learned end to end, after all else")
     tuning_rate: float = _setting(0.01, "of tuning: a scale's change in one step of Adam, at the most, as its share")
-    tuning_weight_rate: float = _setting(0.0, "of tuning: a weight's, in steps of its grid; 0: codes stay")
+    tuning_weight_rate: float = _setting(
+        0.0, "of tuning: a weight's change in one such step, at the most, in steps of its grid; 0: codes stay"
+    )
     tuning_batch: int = _setting(32, "images of each step of tuning")
     tuning_blocks: float = _setting(0.0, "of tuning: weight of the blocks' outputs' distance beside the outputs'")
     tuning_mirror: bool = _setting(False, "of tuning: images turned left to right half of the time")

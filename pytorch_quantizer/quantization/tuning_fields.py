@@ -21,7 +21,9 @@ def check_tuning(recipe: Any) -> None:
     rate = recipe.tuning_rate
     if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
         raise InputError(f"tuning_rate must be a positive number, got {rate!r}")
-    for name, what in (("tuning_blocks", "weight"), ("tuning_weight_rate", "rate")):
-        value = getattr(recipe, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise InputError(f"{name} must be a {what} of 0 or more, got {value!r}")
+    weight = recipe.tuning_blocks
+    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        raise InputError(f"tuning_blocks must be a weight of 0 or more, got {weight!r}")
+    rate = recipe.tuning_weight_rate
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 <= rate <= 1:
+        raise InputError(f"tuning_weight_rate must be from 0 to 1, in steps of a weight's grid, got {rate!r}")

@@ -1,4 +1,4 @@
-"""Tuning brings the outputs nearer to the float network's, keeps codes, repeats, and never makes it worse."""
+"""Tuning brings the outputs nearer to the float network's, keeps codes unless weights learn, repeats, never harms."""
 
 import copy
 import re
@@ -214,6 +214,13 @@ class TestAsAStepOfARecipe:
         assert error(model, graph) < error(plain, graph)
         assert "tuning: weights, scales, biases and steps learned by distillation" in model.notes[-1]
 
+    def test_where_no_weight_can_learn_it_is_said(self):
+        types = dict.fromkeys(("weights", "first", "last"), "pot4")
+        settings = types | {"deployable": False, "bias": "float32", "tuning_epochs": 2}
+        with pytest.warns(UserWarning, match="tuning_weight_rate changed nothing: no weight is on a uniform grid"):
+            model, _ = quantized(**settings, tuning_weight_rate=2e-3)
+        assert "tuning: scales, biases and steps" in model.notes[-1]
+
     def test_it_follows_corrections(self):
         model, _ = quantized(activation_correction="both", tuning_epochs=1)
         assert [note.split(":")[0] for note in model.notes] == ["activation_correction", "tuning"]
@@ -262,8 +269,8 @@ class TestAsAStepOfARecipe:
             ({"tuning_images": 0}, "tuning_images must be a whole number of 1 or more"),
             ({"tuning_blocks": -0.5}, "tuning_blocks must be a weight of 0 or more, got -0.5"),
             ({"tuning_blocks": float("nan")}, "tuning_blocks must be a weight of 0 or more, got nan"),
-            ({"tuning_weight_rate": -0.1}, "tuning_weight_rate must be a rate of 0 or more, got -0.1"),
-            ({"tuning_weight_rate": True}, "tuning_weight_rate must be a rate of 0 or more, got True"),
+            ({"tuning_weight_rate": -0.1}, "tuning_weight_rate must be from 0 to 1, .* got -0.1"),
+            ({"tuning_weight_rate": True}, "tuning_weight_rate must be from 0 to 1, .* got True"),
             ({"tuning_mirror": 1}, "tuning_mirror must be true or false, got 1"),
             ({"tuning_rate": 0}, "tuning_rate must be a positive number, got 0"),
             ({"tuning_batch": True}, "tuning_batch must be a whole number of 1 or more, got True"),

@@ -46,7 +46,7 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("processes", "flags"), [(4, ANALYTIC), (2, LEARNED)])
+@pytest.mark.parametrize(("processes", "flags"), [(4, ANALYTIC), (3, LEARNED)])
 def test_several_processes_come_to_the_numbers_of_one(tmp_path, alone, processes, flags):
     found, wanted = run_inference(tmp_path, processes, *flags, "--summary"), alone[flags]
     for part in ("rates", "answers", "batches"):
