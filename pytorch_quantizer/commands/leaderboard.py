@@ -9,14 +9,17 @@
   pq leaderboard --data DIR --arch resnet18,resnet50 --device cuda
       ImageNet with torchvision's weights
 
+  pq leaderboard --methods minmax --join other/leaderboard.csv,third/leaderboard.csv
+      one table of what several runs measured, as on several machines
+
 Writes leaderboard.csv (a row a cell), leaderboard.md and leaderboard.html (means over seeds) into the output folder
-after every cell: the rows of this run alone; --kept-only gives the table of all kept cells, of those methods, settings
-and seeds that are asked for. Every cell is a line, numbered among all, and on a terminal a bar shows how far it is.
-Every finished cell is kept in OUTPUT/cells, in a file named after all that determines it: a run that was interrupted
-goes on where it stopped, where a cell is learned block by block behind the last finished block. A cell that fails is a
-row with its error; the others go on, and the exit code is 1. First and last layer, and what only additions read, have 8
-bits, or what the others have where that is wider; --residual wide gives additions that share a tensor with a layer such
-a copy of it.
+after every cell: the rows of this run, and with --join those of other tables beside them; --kept-only gives the table
+of all kept cells, of those methods, settings and seeds that are asked for. Every cell is a line, numbered among all,
+and on a terminal a bar shows how far it is. Every finished cell is kept in OUTPUT/cells, in a file named after all that
+determines it: a run that was interrupted goes on where it stopped, where a cell is learned block by block behind the
+last finished block. A cell that fails is a row with its error; the others go on, and the exit code is 1. First and last
+layer, and what only additions read, have 8 bits, or what the others have where that is wider; --residual wide gives
+additions that share a tensor with a layer such a copy of it.
 """
 
 import sys
@@ -38,13 +41,11 @@ from pytorch_quantizer.experiments.cells import CellStore, Network
 from pytorch_quantizer.experiments.inference_config import InferenceConfig, ResolvedConfig
 from pytorch_quantizer.experiments.leaderboard import (
     AFFINE_UP_TO,
-    COLUMNS,
     DEFAULT_SETTINGS,
     METHODS,
     RESIDUALS,
     TRAINED,
     Setting,
-    markdown,
     parse_methods,
     parse_residuals,
     parse_seeds,
@@ -52,9 +53,11 @@ from pytorch_quantizer.experiments.leaderboard import (
     policy,
     recipe_of,
 )
-from pytorch_quantizer.experiments.network_list import ARCH_HELP, CHECKPOINT_HELP, configs_of
+from pytorch_quantizer.experiments.leaderboard_table import COLUMNS, joined, markdown, read_rows
+from pytorch_quantizer.experiments.network_list import ARCH_HELP, CHECKPOINT_HELP, configs_of, parse_names
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.experiments.trained_cell import measure_trained, trained_key
+from pytorch_quantizer.user_path import user_path
 
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
 
@@ -89,6 +92,32 @@ class Cell(NamedTuple):
     seed: int
 
 
+@dataclass
+class Tables:
+    """The three files: the cells of this run, and beside them those of ``others``, tables of other runs."""
+
+    folder: Path
+    note: str
+    others: Sequence[pd.DataFrame]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Write them with one cell more."""
+        self.rows.append(row)
+        self.write()
+
+    def write(self) -> None:
+        """Write the three, each whole or not at all. Raises InputError as ``joined`` does."""
+        from pytorch_quantizer.reports.pages import write_methods_page
+
+        table = pd.DataFrame(self.rows, columns=list(COLUMNS))
+        table = table.astype({"top1": float, "seconds": float, "samples": "Int64"})
+        table = joined([table, *self.others]) if self.others else table
+        for name, content in zip(FILES, (table.to_csv(index=False), markdown(table, self.note)), strict=False):
+            write_atomically(self.folder / name, content.encode())
+        write_methods_page(self.folder / FILES[-1], table)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Read the flags, measure every cell that isn't there yet, write the tables; the exit code."""
     flags = vars(parser().parse_args(arguments))
@@ -101,8 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name in FILES:
         require_writable(folder / name)
     check_report(flags["report"])
+    others = [] if flags["join"] is None else read_others(flags["join"])
+    tables = Tables(folder, note_of(given, configs[0], len(others)), others)
     store = CellStore(folder / "cells", any_code=flags["any_code"])
-    rows: list[dict[str, Any]] = []
     places = [*product(residuals, settings, methods)]
     total = len(configs) * len(seeds) * len(places)
     numbers = (f"{number}/{total}" for number in range(1, total + 1))
@@ -111,11 +141,12 @@ def main(arguments: list[str] | None = None) -> int:
         seeded = (replace(config, seed=seed) for seed in seeds)
         networks = (Network(each, store, max_memory=max_memory, progress=shown) for each in seeded)
         for row in measured(networks, places, flags["epochs"], numbers, kept_only=flags["kept_only"]):
-            rows.append(row)
-            write_tables(rows, folder, note_of(given, config))
-    if not rows:
-        raise InputError(f"--kept-only: {folder / 'cells'} holds none of these cells; leave it out to compute them")
-    failed = sum(bool(row["error"]) for row in rows)
+            tables.add(row)
+    if not tables.rows:
+        if not others:
+            raise InputError(f"--kept-only: {store.folder} holds none of these cells; leave it out to compute them")
+        tables.write()
+    failed = sum(bool(row["error"]) for row in tables.rows)
     print((folder / "leaderboard.md").read_text(encoding="utf-8"))
     print(f"wrote {', '.join(str(folder / name) for name in FILES)}" + (f"; {failed} cells failed" if failed else ""))
     write_report_of(flags["report"], folder / FILES[0])
@@ -133,6 +164,9 @@ def parser() -> jsonargparse.ArgumentParser:
     made.add_argument("--any-code", action="store_true", help="keep cells that another version of the code computed")
     made.add_argument(
         "--kept-only", action="store_true", help="compute nothing: the table of those cells that are there"
+    )
+    made.add_argument(
+        "--join", default=None, help="tables of other runs, their leaderboard.csv with commas, whose cells stand beside"
     )
     add_report_flag(made)
     add_flags(made, Config, "what to run")
@@ -201,24 +235,21 @@ def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int
     return row
 
 
-def note_of(given: Config, config: ResolvedConfig) -> str:
+def read_others(text: str) -> list[pd.DataFrame]:
+    """The tables that --join names. Raises InputError for one that isn't there or is something else."""
+    return [read_rows(user_path(path)) for path in parse_names("--join", text)]
+
+
+def note_of(given: Config, config: ResolvedConfig, others: int) -> str:
     """What the table's figures are."""
     images = f"{given.limit} test images" if given.limit else "all test images"
+    joined_from = f"{others} other table{'s' if others > 1 else ''}"
+    beside = f" Cells from {joined_from} are as that code found them, on those machines." if others else ""
     return (
         f"Top-1 in % on {images}, the mean over seeds ± half of its 95 % interval (Student's t), and in brackets the "
         f"mean seconds that quantizing took. Ranges and all that is learned come from {config.calibration_samples} "
         "images, none of them evaluated where the data set has a training split. First and last layer, and what only "
         f"additions read: 8 bits, or as the others where they are wider. Up to W{AFFINE_UP_TO} all weights have zero "
-        f"points, first and last layer's too, but for qat's. Machine: {machine_line(choose_device(given.device))}"
+        f"points, first and last layer's too, but for qat's. Machine: {machine_line(choose_device(given.device))}."
+        f"{beside}"
     )
-
-
-def write_tables(rows: Sequence[dict[str, Any]], folder: Path, note: str) -> None:
-    """Write the three files, each whole or not at all."""
-    from pytorch_quantizer.reports.pages import write_methods_page
-
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table["top1"], table["seconds"] = (table[name].astype(float) for name in ("top1", "seconds"))
-    for name, content in zip(FILES, (table.to_csv(index=False), markdown(table, note)), strict=False):
-        write_atomically(folder / name, content.encode())
-    write_methods_page(folder / FILES[-1], table)

@@ -1,17 +1,14 @@
-"""The leaderboard: every method at every width, as recipes; its rows, means and intervals over seeds, and tables.
-Measuring is cells.py's, the command scripts/leaderboard.py's, the picture reports/methods.py's.
+"""The leaderboard: every method at every width, as recipes, and the parts of it that flags name.
+Measuring is cells.py's, rows, means and tables are leaderboard_table.py's, the command is commands/leaderboard.py's.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import pandas as pd
 
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.experiments.network_list import parse_names
@@ -21,12 +18,6 @@ from pytorch_quantizer.quantization.recipe import Recipe
 
 DEFAULT_SETTINGS = "W8A8,W8A4,W4A8,W4A4,W3A3,W2A4,W2A2"
 RESIDUALS = {"narrow": False, "wide": True}  # block outputs as additions read them: the activations' bits, or 8
-COLUMNS = (
-    *("dataset", "arch", "method", "weights", "activations", "seed", "top1", "fp32_top1", "first_last", "residual"),
-    *("granularity", "weight_grid", "deployable", "seconds", "samples", "error"),
-)
-GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
-LEVEL = 0.95  # of the interval of a mean over seeds
 AFFINE_UP_TO = 2  # bits: there all weights' grids have zero points, as symmetric narrow ones have three of four levels
 
 BEST_RANGES = {"clip": "mse", "weight_clip": "output_mse"}
@@ -131,71 +122,6 @@ def _at_least_8_bits(recipe: Recipe) -> str:
         for text in (recipe.weights, recipe.activations)
     )
     return weights if weights == activations else f"weights {weights}, activations {activations}"
-
-
-def summary(rows: pd.DataFrame) -> pd.DataFrame:
-    """A row a method and setting: the mean over seeds, half the interval of that mean, and seconds.
-
-    rows: COLUMNS, a row a cell. Columns: GROUP, top1, half_interval (Student's t; NaN of one seed), seeds, failed,
-    seconds (the mean), fp32_top1, first_last, granularity, deployable.
-    """
-    return pd.DataFrame([_summed(dict(zip(GROUP, key, strict=True)), cells) for key, cells in _groups(rows)])
-
-
-def markdown(rows: pd.DataFrame, note: str) -> str:
-    """Tables of top-1 in %: of each network and residual policy one, a row a method, a column a setting."""
-    parts = [f"# Every method at every width\n\n{note}"]
-    table = summary(rows)
-    for (dataset, arch, residual), part in table.groupby(["dataset", "arch", "residual"], sort=False):
-        heading = f"## {arch} on {dataset}, {residual} residual stream: float32 {100 * part['fp32_top1'].iloc[0]:.2f} %"
-        parts += [heading, _table(part)]
-    errors = rows[rows["error"] != ""]
-    parts += ["## Cells that failed", *_failures(errors)] if len(errors) else []
-    return "\n\n".join(parts) + "\n"
-
-
-def _groups(rows: pd.DataFrame) -> Any:
-    return rows.groupby(GROUP, sort=False, dropna=False)
-
-
-def _summed(key: dict[str, Any], cells: pd.DataFrame) -> dict[str, Any]:
-    tops = cells["top1"].dropna()
-    half = math.nan
-    if len(tops) > 1:
-        from scipy.stats import t as student
-
-        half = float(student.ppf((1 + LEVEL) / 2, len(tops) - 1) * tops.std() / math.sqrt(len(tops)))
-    same = {name: cells[name].iloc[0] for name in ("fp32_top1", "first_last", "granularity", "deployable")}
-    counts = {"seeds": len(tops), "failed": int((cells["error"] != "").sum())}
-    return key | {"top1": tops.mean(), "half_interval": half, "seconds": cells["seconds"].mean()} | counts | same
-
-
-def _table(part: pd.DataFrame) -> str:
-    shown = part.assign(setting="W" + part["weights"].str[3:] + "A" + part["activations"].str[3:])
-    settings = list(dict.fromkeys(shown["setting"]))
-    lines = [["method", "deployable", *settings], ["---"] * (len(settings) + 2)]
-    for method, row in shown.groupby("method", sort=False):
-        cells = {cell["setting"]: _shown(cell) for cell in row.to_dict("records")}
-        deployable = "yes" if row["deployable"].iloc[0] else "no"
-        lines.append([str(method), deployable, *(cells.get(setting, "–") for setting in settings)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _shown(cell: dict[Any, Any]) -> str:
-    """The mean, with half the interval where there are several seeds, and the seconds that quantizing took."""
-    if math.isnan(cell["top1"]):
-        return "failed"
-    half = "" if math.isnan(cell["half_interval"]) else f" ± {100 * cell['half_interval']:.2f}"
-    return f"{100 * cell['top1']:.2f}{half} ({cell['seconds']:.0f} s)"
-
-
-def _failures(errors: pd.DataFrame) -> list[str]:
-    named = errors["arch"] + ", " + errors["method"] + ", " + errors["weights"] + " " + errors["activations"]
-    lines = [
-        f"- {name}, seed {seed}: {error}"
-        for name, seed, error in zip(named, errors["seed"], errors["error"], strict=True)
-    ]
-    return ["\n".join(lines)]
 
 
 def _known(flag: str, part: str, known: Sequence[str] | dict[str, Any]) -> str:

@@ -1,5 +1,5 @@
 """The leaderboard: what each method keeps of the accuracy at each width, with its interval over seeds.
-Means and intervals are experiments/leaderboard.py's.
+Means and intervals are experiments/leaderboard_table.py's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import pandas as pd
 from bokeh.models import ColumnDataSource, Range1d
 from bokeh.models.annotations import Whisker
 
-from pytorch_quantizer.experiments.leaderboard import summary
+from pytorch_quantizer.experiments.leaderboard_table import summary
 from pytorch_quantizer.reports.chart import Chart, bars_chart, legend_above, rows_where, source_of
 from pytorch_quantizer.reports.palette import BLACK, styles
 from pytorch_quantizer.reports.section import Drawing, Markup, Section

@@ -16,7 +16,8 @@ from pytorch_quantizer import InputError
 from pytorch_quantizer.calibration.finished_blocks import FinishedBlocks
 from pytorch_quantizer.commands import leaderboard as command
 from pytorch_quantizer.experiments import cells, trained_cell
-from pytorch_quantizer.experiments.leaderboard import COLUMNS, METHODS
+from pytorch_quantizer.experiments.leaderboard import METHODS
+from pytorch_quantizer.experiments.leaderboard_table import COLUMNS
 from pytorch_quantizer.models import create, create_model
 
 FEW = ("--limit", "20", "--calibration-samples", "32", "--batch-size", "32", "--device", "cpu")
@@ -98,6 +99,43 @@ class TestKeptOnly:
     def test_nothing_there_is_said(self, unbroken):
         with pytest.raises(InputError, match=r"--kept-only: .*cells holds none of these cells"):
             start(unbroken[0], "--kept-only", "--methods", "mse")
+
+
+class TestJoined:
+    """Tables of several runs become one."""
+
+    @pytest.fixture
+    def other(self, unbroken, tmp_path):
+        """A table of another run: minmax with another result, and a method and width that this one hasn't."""
+        table = unbroken[1][1]
+        more = table.assign(top1=0.5, method=["minmax", "mse"] * 2, weights="int2")
+        same = table[table["method"] == "minmax"].assign(top1=0.25)
+        pd.concat([more, same]).to_csv(tmp_path / "other.csv", index=False)
+        return tmp_path / "other.csv"
+
+    def test_what_this_run_measures_wins(self, unbroken, other, tmp_path, computed):
+        folder, (_, table) = unbroken
+        code, found = start(folder, "--join", str(other))
+        assert (code, computed) == (0, [])
+        own = found[found["weights"] == "int3"].sort_values(["seed", "method"])
+        assert own.to_dict("records") == table.to_dict("records")
+        assert list(found[found["weights"] == "int2"]["method"]) == ["minmax", "minmax", "mse", "mse"]
+        text = (folder / "leaderboard.md").read_text()
+        assert "| mse | yes | – | 50.00 ± 0.00 " in text
+        assert "Cells from 1 other table are as that code found them" in text
+
+    def test_tables_alone(self, other, tmp_path, computed):
+        code, found = start(tmp_path / "out", "--kept-only", "--join", str(other))
+        assert (code, computed, len(found)) == (0, [], 6)
+        assert set(found["top1"].astype(float)) == {0.25, 0.5}
+
+    def test_of_another_network_is_said(self, unbroken, other):
+        text = pd.read_csv(other).assign(samples=540)
+        text.to_csv(other, index=False)
+        with pytest.raises(
+            InputError, match=r"--join: tables must be of the same weights and test images, got resnet20 "
+        ):
+            start(unbroken[0], "--join", str(other))
 
 
 class TestResumed:
@@ -283,6 +321,8 @@ class TestMistakes:
             (("--arch", "resnet21"), "resnet21"),
             (("--arch", "resnet20,resnet32", "--checkpoint", "a.th"), "as there are networks, 2, got 1"),
             (("--data", "/nowhere"), "/nowhere"),
+            (("--join", "none.csv"), "can't read none.csv"),
+            (("--join", __file__), "can't read"),
             (("--max-memory", "two"), "max_memory must be a number of bytes, as 512MiB or 2GB, got 'two'"),
             (("--arch", "resnet20,resnet32", "--methods", "minmax"), "no weights for resnet32 on digits: give --check"),
         ],

@@ -1,41 +1,22 @@
-"""The leaderboard's recipes, what it reads of flags, means and intervals, tables and picture."""
+"""The leaderboard's recipes, and what it reads of flags."""
 
-import math
-
-import pandas as pd
 import pytest
 import torch
-from scipy.stats import t as student
 
 from pytorch_quantizer import InputError, Recipe, quantize
 from pytorch_quantizer.experiments.leaderboard import (
-    COLUMNS,
     DEFAULT_SETTINGS,
     METHODS,
     Setting,
-    markdown,
     parse_methods,
     parse_residuals,
     parse_seeds,
     parse_settings,
     policy,
     recipe_of,
-    summary,
 )
 from pytorch_quantizer.models import create_model
 from pytorch_quantizer.quantization.recipe import list_recipes
-
-
-def rows(*tops, method="mse", error=""):
-    made = [
-        dict.fromkeys(COLUMNS)
-        | {"dataset": "digits", "arch": "resnet20", "method": method, "weights": "int4", "activations": "int8"}
-        | {"seed": seed, "top1": top, "fp32_top1": 0.95, "residual": "narrow", "deployable": True, "error": error}
-        | {"seconds": 2.0 + seed, "first_last": "int8", "granularity": "weights per-channel, activations per-tensor"}
-        for seed, top in enumerate(tops)
-    ]
-    table = pd.DataFrame(made, columns=list(COLUMNS))
-    return table.assign(top1=table["top1"].astype(float), seconds=table["seconds"].astype(float))
 
 
 class TestRecipes:
@@ -138,39 +119,3 @@ class TestFlags:
                 parse_seeds(text)
         with pytest.raises(InputError, match="--residual must be among narrow, wide"):
             parse_residuals("broad")
-
-
-class TestSummary:
-    def test_the_mean_and_the_interval_of_students_t(self):
-        [found] = summary(rows(0.90, 0.91, 0.95)).to_dict("records")
-        spread = pd.Series([0.90, 0.91, 0.95]).std()
-        assert found["top1"] == pytest.approx(0.92)
-        assert found["half_interval"] == pytest.approx(student.ppf(0.975, 2) * spread / math.sqrt(3))
-        assert (found["seeds"], found["failed"], found["seconds"]) == (3, 0, 3.0)
-
-    def test_one_seed_has_no_interval(self):
-        assert math.isnan(summary(rows(0.9))["half_interval"].iloc[0])
-
-    def test_cells_that_failed_are_counted_and_leave_the_mean_to_the_others(self):
-        [found] = summary(pd.concat([rows(0.9, 0.8), rows(None, error="InputError: no")])).to_dict("records")
-        assert (found["seeds"], found["failed"]) == (2, 1)
-        assert found["top1"] == pytest.approx(0.85)
-
-    def test_methods_stay_apart_and_in_order(self):
-        table = summary(pd.concat([rows(0.9, method="mse"), rows(0.8, method="aciq")]))
-        assert list(zip(table["method"], table["top1"], strict=True)) == [("mse", 0.9), ("aciq", 0.8)]
-
-
-class TestTables:
-    TABLE = pd.concat([rows(0.90, 0.92), rows(0.5, method="minmax"), rows(None, method="none", error="InputError: no")])
-
-    def test_markdown(self):
-        text = markdown(self.TABLE, "As measured.")
-        assert "## resnet20 on digits, narrow residual stream: float32 95.00 %" in text
-        assert "| mse | yes | 91.00 ± 12.71 (2 s) |" in text
-        assert "| minmax | yes | 50.00 (2 s) |" in text
-        assert "| none | yes | failed |" in text
-        assert "- resnet20, none, int4 int8, seed 0: InputError: no" in text
-
-    def test_no_failures_no_list_of_them(self):
-        assert "failed" not in markdown(rows(0.9), "")

@@ -1,0 +1,146 @@
+"""The leaderboard's rows: those of several runs as one table, means and intervals over seeds, Markdown.
+Which cells there are is leaderboard.py's, the picture reports/methods.py's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from pytorch_quantizer.errors import InputError
+from pytorch_quantizer.experiments.leaderboard import METHODS, RESIDUALS
+
+COLUMNS = (
+    *("dataset", "arch", "method", "weights", "activations", "seed", "top1", "fp32_top1", "first_last", "residual"),
+    *("granularity", "weight_grid", "deployable", "seconds", "samples", "error"),
+)
+NUMBERS = ("top1", "fp32_top1", "seconds", "samples")
+GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
+LEVEL = 0.95  # of the interval of a mean over seeds
+
+
+def read_rows(path: Path) -> pd.DataFrame:
+    """The rows of a leaderboard.csv. Raises InputError, naming the file, for what isn't one."""
+    try:
+        table = pd.read_csv(
+            path, dtype={"samples": "Int64"}, keep_default_na=False, na_values={name: [""] for name in NUMBERS}
+        )
+    except (OSError, ValueError) as error:  # pandas' errors of damaged files are ValueErrors
+        raise InputError(f"can't read {path}: {' '.join(str(error).split())}") from error
+    missing = [name for name in COLUMNS if name not in table]
+    if missing:
+        raise InputError(f"{path} lacks {', '.join(missing)}: give the leaderboard.csv of this version")
+    return table[list(COLUMNS)]
+
+
+def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """The cells of several tables as one table; of a cell that several hold, the first's that didn't fail.
+
+    tables: COLUMNS, a row a cell. Networks stand in the order they come in, then narrow before wide, wide types before
+    narrow ones, methods as METHODS, seeds. Raises InputError where a network isn't the same one in all of them, or was
+    evaluated on another number of images.
+    """
+    rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    networks = rows.groupby(["dataset", "arch"], sort=False)
+    for (dataset, arch), part in networks:
+        _require_same(f"{arch} on {dataset}", part)
+    keys = {
+        "network": networks.ngroup(),
+        "residual": _ranks(rows["residual"], RESIDUALS),
+        "weights": -_bits(rows["weights"]),
+        "activations": -_bits(rows["activations"]),
+        "method": _ranks(rows["method"], METHODS),
+    }
+    order = pd.DataFrame(keys).assign(seed=rows["seed"], failed=rows["error"] != "")
+    order = order.sort_values([*order.columns], kind="stable")
+    return rows.loc[order.index].drop_duplicates([*GROUP, "seed"]).reset_index(drop=True)
+
+
+def _require_same(network: str, rows: pd.DataFrame) -> None:
+    measured = rows[rows["error"] == ""].drop_duplicates(["fp32_top1", "samples"])
+    if len(measured) > 1:
+        said = [
+            f"{top1:.2%} on {samples:.0f} images" for top1, samples in measured[["fp32_top1", "samples"]].values[:2]
+        ]
+        raise InputError(
+            f"--join: tables must be of the same weights and test images, got {network}: {', '.join(said)}"
+        )
+
+
+def _bits(types: pd.Series) -> pd.Series:
+    return types.str.removeprefix("int").astype(int)
+
+
+def _ranks(names: pd.Series, known: Iterable[str]) -> pd.Series:
+    """The places of names among those that are known; one that isn't, as of another version, stands behind all."""
+    places = {name: place for place, name in enumerate(known)}
+    return names.map(lambda name: places.get(name, len(places)))
+
+
+def summary(rows: pd.DataFrame) -> pd.DataFrame:
+    """A row a method and setting: the mean over seeds, half the interval of that mean, and seconds.
+
+    rows: COLUMNS, a row a cell. Columns: GROUP, top1, half_interval (Student's t; NaN of one seed), seeds, failed,
+    seconds (the mean), fp32_top1, first_last, granularity, deployable.
+    """
+    return pd.DataFrame([_summed(dict(zip(GROUP, key, strict=True)), cells) for key, cells in _groups(rows)])
+
+
+def markdown(rows: pd.DataFrame, note: str) -> str:
+    """Tables of top-1 in %: of each network and residual policy one, a row a method, a column a setting."""
+    parts = [f"# Every method at every width\n\n{note}"]
+    table = summary(rows)
+    for (dataset, arch, residual), part in table.groupby(["dataset", "arch", "residual"], sort=False):
+        heading = f"## {arch} on {dataset}, {residual} residual stream: float32 {100 * part['fp32_top1'].iloc[0]:.2f} %"
+        parts += [heading, _table(part)]
+    errors = rows[rows["error"] != ""]
+    parts += ["## Cells that failed", *_failures(errors)] if len(errors) else []
+    return "\n\n".join(parts) + "\n"
+
+
+def _groups(rows: pd.DataFrame) -> Any:
+    return rows.groupby(GROUP, sort=False, dropna=False)
+
+
+def _summed(key: dict[str, Any], cells: pd.DataFrame) -> dict[str, Any]:
+    tops = cells["top1"].dropna()
+    half = math.nan
+    if len(tops) > 1:
+        from scipy.stats import t as student
+
+        half = float(student.ppf((1 + LEVEL) / 2, len(tops) - 1) * tops.std() / math.sqrt(len(tops)))
+    same = {name: cells[name].iloc[0] for name in ("fp32_top1", "first_last", "granularity", "deployable")}
+    counts = {"seeds": len(tops), "failed": int((cells["error"] != "").sum())}
+    return key | {"top1": tops.mean(), "half_interval": half, "seconds": cells["seconds"].mean()} | counts | same
+
+
+def _table(part: pd.DataFrame) -> str:
+    shown = part.assign(setting="W" + part["weights"].str[3:] + "A" + part["activations"].str[3:])
+    settings = list(dict.fromkeys(shown["setting"]))
+    lines = [["method", "deployable", *settings], ["---"] * (len(settings) + 2)]
+    for method, row in shown.groupby("method", sort=False):
+        cells = {cell["setting"]: _shown(cell) for cell in row.to_dict("records")}
+        deployable = "yes" if row["deployable"].iloc[0] else "no"
+        lines.append([str(method), deployable, *(cells.get(setting, "–") for setting in settings)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _shown(cell: dict[Any, Any]) -> str:
+    """The mean, with half the interval where there are several seeds, and the seconds that quantizing took."""
+    if math.isnan(cell["top1"]):
+        return "failed"
+    half = "" if math.isnan(cell["half_interval"]) else f" ± {100 * cell['half_interval']:.2f}"
+    return f"{100 * cell['top1']:.2f}{half} ({cell['seconds']:.0f} s)"
+
+
+def _failures(errors: pd.DataFrame) -> list[str]:
+    named = errors["arch"] + ", " + errors["method"] + ", " + errors["weights"] + " " + errors["activations"]
+    lines = [
+        f"- {name}, seed {seed}: {error}"
+        for name, seed, error in zip(named, errors["seed"], errors["error"], strict=True)
+    ]
+    return ["\n".join(lines)]

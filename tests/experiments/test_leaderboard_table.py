@@ -1,0 +1,135 @@
+"""The leaderboard's rows: of several tables one, means and intervals, Markdown."""
+
+import math
+
+import pandas as pd
+import pytest
+from scipy.stats import t as student
+
+from pytorch_quantizer import InputError
+from pytorch_quantizer.experiments.leaderboard_table import COLUMNS, GROUP, joined, markdown, read_rows, summary
+
+
+def rows(*tops, method="mse", error=""):
+    made = [
+        dict.fromkeys(COLUMNS)
+        | {"dataset": "digits", "arch": "resnet20", "method": method, "weights": "int4", "activations": "int8"}
+        | {
+            "seed": seed,
+            "top1": top,
+            "fp32_top1": 0.95,
+            "residual": "narrow",
+            "deployable": True,
+            "error": error,
+            "samples": 500,
+        }
+        | {"seconds": 2.0 + seed, "first_last": "int8", "granularity": "weights per-channel, activations per-tensor"}
+        for seed, top in enumerate(tops)
+    ]
+    table = pd.DataFrame(made, columns=list(COLUMNS))
+    return table.astype({"top1": float, "seconds": float, "samples": "Int64"})
+
+
+class TestJoined:
+    def test_the_first_table_s_cells_stand(self):
+        found = joined([rows(0.9), rows(0.8, 0.7), rows(0.6, 0.5, 0.4)])
+        assert list(zip(found["seed"], found["top1"], strict=True)) == [(0, 0.9), (1, 0.7), (2, 0.4)]
+
+    def test_but_not_those_that_failed(self):
+        failed = rows(None, None, error="RuntimeError: no")
+        found = joined([failed, rows(0.8)])
+        assert list(found["error"]) == ["", "RuntimeError: no"]
+        assert found["top1"].iloc[0] == 0.8
+
+    def test_in_the_order_of_a_whole_table(self):
+        wide = rows(0.9).assign(residual="wide")
+        low = rows(0.9, method="minmax").assign(weights="int2", activations="int2")
+        low_weights, low_activations = rows(0.9).assign(weights="int2"), rows(0.9).assign(activations="int4")
+        future = rows(0.9, method="of tomorrow")
+        first = rows(0.9, 0.8, method="minmax")
+        found = joined([wide, low, low_activations, low_weights, future, rows(0.9, method="qat"), first])
+        told = found[["residual", "weights", "activations", "method", "seed"]].apply(lambda row: [*row], axis=1)
+        assert list(told) == [
+            ["narrow", "int4", "int8", "minmax", 0],
+            ["narrow", "int4", "int8", "minmax", 1],
+            ["narrow", "int4", "int8", "qat", 0],
+            ["narrow", "int4", "int8", "of tomorrow", 0],
+            ["narrow", "int4", "int4", "mse", 0],
+            ["narrow", "int2", "int8", "mse", 0],
+            ["narrow", "int2", "int2", "minmax", 0],
+            ["wide", "int4", "int8", "mse", 0],
+        ]
+
+    @pytest.mark.parametrize(("column", "value"), [("fp32_top1", 0.96), ("samples", 200)])
+    def test_only_of_the_same_network_and_images(self, column, value):
+        other = rows(0.8).assign(**{column: value})
+        said = r"--join: .* got resnet20 on digits: 95.00% on 500 images, 9\d.00% on \d00 images"
+        with pytest.raises(InputError, match=said):
+            joined([rows(0.9), other])
+        assert len(joined([rows(0.9), other.assign(arch="resnet32")])) == 2
+
+    def test_a_cell_that_failed_tells_nothing_of_its_images(self):
+        failed = (
+            rows(None, error="RuntimeError: no", method="minmax").assign(samples=pd.NA).astype({"samples": "Int64"})
+        )
+        assert len(joined([rows(0.9), failed])) == 2
+
+    def test_there_and_back(self, tmp_path):
+        table = pd.concat(
+            [
+                rows(0.9),
+                rows(None, error="InputError: no", method="minmax").assign(samples=pd.NA).astype({"samples": "Int64"}),
+            ]
+        )
+        table.to_csv(tmp_path / "leaderboard.csv", index=False)
+        found = read_rows(tmp_path / "leaderboard.csv")
+        assert list(found) == list(COLUMNS)
+        assert joined([found]).to_csv(index=False) == joined([table]).to_csv(index=False)
+        assert summary(found)["failed"].to_list() == [0, 1]
+
+    def test_what_is_no_table(self, tmp_path):
+        path = tmp_path / "other.csv"
+        with pytest.raises(InputError, match=rf"can't read {path}: "):
+            read_rows(path)
+        path.write_bytes(b"\x00\xff\xfe")
+        with pytest.raises(InputError, match=rf"can't read {path}: "):
+            read_rows(path)
+        rows(0.9)[GROUP].to_csv(path, index=False)
+        with pytest.raises(InputError, match=r"other\.csv lacks seed, top1, fp32_top1, first_last, "):
+            read_rows(path)
+
+
+class TestSummary:
+    def test_the_mean_and_the_interval_of_students_t(self):
+        [found] = summary(rows(0.90, 0.91, 0.95)).to_dict("records")
+        spread = pd.Series([0.90, 0.91, 0.95]).std()
+        assert found["top1"] == pytest.approx(0.92)
+        assert found["half_interval"] == pytest.approx(student.ppf(0.975, 2) * spread / math.sqrt(3))
+        assert (found["seeds"], found["failed"], found["seconds"]) == (3, 0, 3.0)
+
+    def test_one_seed_has_no_interval(self):
+        assert math.isnan(summary(rows(0.9))["half_interval"].iloc[0])
+
+    def test_cells_that_failed_are_counted_and_leave_the_mean_to_the_others(self):
+        [found] = summary(pd.concat([rows(0.9, 0.8), rows(None, error="InputError: no")])).to_dict("records")
+        assert (found["seeds"], found["failed"]) == (2, 1)
+        assert found["top1"] == pytest.approx(0.85)
+
+    def test_methods_stay_apart_and_in_order(self):
+        table = summary(pd.concat([rows(0.9, method="mse"), rows(0.8, method="aciq")]))
+        assert list(zip(table["method"], table["top1"], strict=True)) == [("mse", 0.9), ("aciq", 0.8)]
+
+
+class TestTables:
+    TABLE = pd.concat([rows(0.90, 0.92), rows(0.5, method="minmax"), rows(None, method="none", error="InputError: no")])
+
+    def test_markdown(self):
+        text = markdown(self.TABLE, "As measured.")
+        assert "## resnet20 on digits, narrow residual stream: float32 95.00 %" in text
+        assert "| mse | yes | 91.00 ± 12.71 (2 s) |" in text
+        assert "| minmax | yes | 50.00 (2 s) |" in text
+        assert "| none | yes | failed |" in text
+        assert "- resnet20, none, int4 int8, seed 0: InputError: no" in text
+
+    def test_no_failures_no_list_of_them(self):
+        assert "failed" not in markdown(rows(0.9), "")
