@@ -19,8 +19,8 @@ def check_tuning(recipe: Any) -> None:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(f"{name} must be a whole number of {least} or more, got {value!r}")
     rate = recipe.tuning_rate
-    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-        raise InputError(f"tuning_rate must be a positive number, got {rate!r}")
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 1:
+        raise InputError(f"tuning_rate must be above 0 and at most 1, a scale's share, got {rate!r}")
     weight = recipe.tuning_blocks
     if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
         raise InputError(f"tuning_blocks must be a weight of 0 or more, got {weight!r}")

@@ -113,8 +113,8 @@ def _require_best(session: Session) -> None:
 def _run_epochs(session: Session, log: EpochLog) -> None:
     config, history = session.config, session.history
     desc = "train in float" if config.recipe is None else "train with quantization"
-    bar = tqdm(total=config.epochs, initial=len(history), desc=desc, unit="epoch", disable=not session.progress)
-    with bar:
+    how = {"desc": desc, "unit": "epoch", "disable": not session.progress, "leave": False}
+    with tqdm(total=config.epochs, initial=len(history), **how) as bar:
         while len(history) < config.epochs:
             record: dict[str, Any] = {"epoch": len(history) + 1}
             record["loss"] = train_epoch(session)

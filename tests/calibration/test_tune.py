@@ -272,7 +272,8 @@ class TestAsAStepOfARecipe:
             ({"tuning_weight_rate": -0.1}, "tuning_weight_rate must be from 0 to 1, .* got -0.1"),
             ({"tuning_weight_rate": True}, "tuning_weight_rate must be from 0 to 1, .* got True"),
             ({"tuning_mirror": 1}, "tuning_mirror must be true or false, got 1"),
-            ({"tuning_rate": 0}, "tuning_rate must be a positive number, got 0"),
+            ({"tuning_rate": 0}, "tuning_rate must be above 0 and at most 1, a scale's share, got 0"),
+            ({"tuning_rate": 1e39}, "tuning_rate must be above 0 and at most 1, a scale's share, got 1e\\+39"),
             ({"tuning_batch": True}, "tuning_batch must be a whole number of 1 or more, got True"),
         ],
     )
