@@ -48,7 +48,16 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any], asked: Collection[s
     Raises InputError as Recipe does.
     """
     before = [name for names in idle_fields(recipe).values() for name in names]
-    return without_idle(recipe.replace(**changes), kept={*changes, *asked, *before})
+    changed = recipe.replace(**{**_ended_budgets(recipe, changes, asked), **changes})
+    return without_idle(changed, kept={*changes, *asked, *before})
+
+
+def _ended_budgets(recipe: Recipe, changes: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
+    """Defaults for the settings of mixed precision, which a Recipe refuses, idle or not, where ``changes`` end it."""
+    if changes.get("mixed_precision") != "none":
+        return {}
+    names = {entry.name: entry.default for entry in fields(recipe) if entry.name.startswith("mixed_precision_")}
+    return {name: default for name, default in names.items() if name not in {*changes, *asked}}
 
 
 def idle_sentences(recipe: Any) -> list[str]:

@@ -74,6 +74,20 @@ class TestWithChanges:
         kept = with_changes(self.TUNED, changes, asked=["tuning_mirror"])
         assert (kept.tuning_rate, kept.tuning_mirror) == (0.2, True)
 
+    MIXED = pq.Recipe(
+        mixed_precision="both", mixed_precision_criterion="measured", mixed_precision_size=0.1, correction_images=64
+    )
+
+    def test_mixed_precision_ends_with_its_budgets(self):
+        assert with_changes(self.MIXED, {"mixed_precision": "none"}) == pq.Recipe()
+        assert with_changes(self.MIXED, {"clip": "mse"}) == self.MIXED.replace(clip="mse")
+
+    @pytest.mark.parametrize("how", ["changed", "asked"])
+    def test_a_budget_that_was_asked_for_is_refused_without_it(self, how):
+        changes = {"mixed_precision": "none"} | ({"mixed_precision_size": 0.2} if how == "changed" else {})
+        with pytest.raises(pq.InputError, match="mixed_precision_size needs mixed_precision"):
+            with_changes(self.MIXED, changes, asked=["mixed_precision_size"] if how == "asked" else [])
+
     def test_what_was_idle_before_stays(self):
         before = pq.Recipe(rounding_order="size")
         assert with_changes(before, {"clip": "mse"}) == pq.Recipe(rounding_order="size", clip="mse")
