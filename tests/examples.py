@@ -1,4 +1,4 @@
-"""Examples of README.md and docs/: fenced blocks, their shell commands, and commands within sentences."""
+"""Examples of the READMEs and docs/: fenced blocks, their shell commands, and commands within sentences."""
 
 import re
 import shlex
@@ -8,7 +8,7 @@ from pathlib import Path
 import pq_command
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+PAGES = (ROOT / "README.md", ROOT / "benchmarks" / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 SHELL = ("pq ", "python ", "./scripts/", "scripts/", "torchrun ", "pip ")

@@ -1,4 +1,4 @@
-"""Every example of README.md and docs/ runs, on few images, or says in a table here why it doesn't; its flags exist."""
+"""Every example of the READMEs and docs/ runs, on few images, or a table here says why it doesn't; its flags exist."""
 
 import contextlib
 import importlib

@@ -19,6 +19,7 @@ COLUMNS = (
     *("granularity", "weight_grid", "deployable", "seconds", "samples", "error"),
 )
 NUMBERS = ("top1", "fp32_top1", "seconds", "samples")
+POLICY = ["first_last", "granularity", "weight_grid", "deployable"]  # what a method has at a width, by its version
 GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
 LEVEL = 0.95  # of the interval of a mean over seeds
 
@@ -42,7 +43,7 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
 
     tables: COLUMNS, a row a cell. Networks stand in the order they come in, then narrow before wide, wide types before
     narrow ones, methods as METHODS, seeds. Raises InputError where a network isn't the same one in all of them, or was
-    evaluated on another number of images.
+    evaluated on another number of images, and where seeds of a method would be of several policies.
     """
     rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
     networks = rows.groupby(["dataset", "arch"], sort=False)
@@ -57,7 +58,10 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     }
     order = pd.DataFrame(keys).assign(seed=rows["seed"], failed=rows["error"] != "")
     order = order.sort_values([*order.columns], kind="stable")
-    return rows.loc[order.index].drop_duplicates([*GROUP, "seed"]).reset_index(drop=True)
+    cells = rows.loc[order.index].drop_duplicates([*GROUP, "seed"]).reset_index(drop=True)
+    for key, part in _groups(cells[cells["error"] == ""]):
+        _require_one_policy(key, part)
+    return cells
 
 
 def _require_same(network: str, rows: pd.DataFrame) -> None:
@@ -69,6 +73,19 @@ def _require_same(network: str, rows: pd.DataFrame) -> None:
         raise InputError(
             f"--join: tables must be of the same weights and test images, got {network}: {', '.join(said)}"
         )
+
+
+def _require_one_policy(key: Sequence[str], rows: pd.DataFrame) -> None:
+    """A mean over seeds is of one thing."""
+    _, arch, method, weights, activations, residual = key
+    for name in POLICY:
+        values = dict(zip(rows[name].astype(str), rows["seed"], strict=True))
+        if len(values) > 1:
+            said = " and ".join(f"{value!r} (seed {seed})" for value, seed in values.items())
+            raise InputError(
+                f"--join: {method} of {weights} {activations} {residual} on {arch} has {name} {said}: "
+                "measure all seeds again, or leave out the table of the older version"
+            )
 
 
 def _bits(types: pd.Series) -> pd.Series:

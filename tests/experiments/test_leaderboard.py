@@ -35,17 +35,19 @@ class TestRecipes:
         assert grids == {2: "affine", 3: "symmetric"}
 
     @pytest.mark.parametrize(
-        ("name", "method", "setting"),
+        ("name", "method", "setting", "residual"),
         [
-            ("w4a8_brecq", "brecq + tuning", Setting(4, 8)),
-            ("w4a4_qdrop", "long qdrop + tuning", Setting(4, 4)),
-            ("w3a3_qdrop", "long qdrop + tuning", Setting(3, 3)),
-            ("w2a4_qdrop", "qdrop + tuning", Setting(2, 4)),
-            ("w2a2_qdrop", "long qdrop + tuning", Setting(2, 2)),
+            ("w4a8_brecq", "brecq + tuning", Setting(4, 8), "narrow"),
+            ("w4a4_qdrop", "long qdrop + tuning", Setting(4, 4), "narrow"),
+            ("w3a3_qdrop", "long qdrop + tuning", Setting(3, 3), "narrow"),
+            ("w2a4_qdrop", "qdrop + tuning", Setting(2, 4), "narrow"),
+            ("w2a2_qdrop", "long qdrop + tuning", Setting(2, 2), "narrow"),
+            ("w2a2_qdrop_wide", "long qdrop + tuning", Setting(2, 2), "wide"),
+            ("w2a2_second_order", "second order + tuned weights", Setting(2, 2), "wide"),
         ],
     )
-    def test_shipped_recipes_are_the_rows_that_readme_says(self, name, method, setting):
-        assert Recipe.load(name).replace(name="") == recipe_of(method, setting, "narrow", 0).replace(name="")
+    def test_shipped_recipes_are_the_rows_that_readme_says(self, name, method, setting, residual):
+        assert Recipe.load(name).replace(name="") == recipe_of(method, setting, residual, 0).replace(name="")
 
     @pytest.mark.parametrize("name", [name for name in list_recipes() if "gptq" in name or "second_order" in name])
     def test_shipped_recipes_call_a_rounding_as_the_rows_do(self, name):
@@ -53,10 +55,6 @@ class TestRecipes:
 
     def test_second_order_rounding_is_shipped(self):
         assert {f"{widths}_second_order" for widths in ("w4a4", "w3a3", "w2a4", "w2a2")} <= set(list_recipes())
-
-    def test_at_two_bits_it_ends_with_tuned_weights(self):
-        row = recipe_of("second order + tuned weights", Setting(2, 2), "wide", 0)
-        assert Recipe.load("w2a2_second_order").replace(name="") == row.replace(name="")
 
     def test_methods_differ(self):
         made = [recipe_of(method, Setting(4, 4), "narrow", 0).replace(name="") for method in METHODS]

@@ -74,6 +74,15 @@ class TestJoined:
         )
         assert len(joined([rows(0.9), failed])) == 2
 
+    def test_a_mean_is_of_one_policy(self):
+        old, new = (rows(0.9, 0.8).assign(weight_grid=grid) for grid in ("symmetric", "affine"))
+        said = r"mse of int4 int8 narrow on resnet20 has weight_grid 'affine' \(seed 0\) and 'symmetric' \(seed 1\)"
+        with pytest.raises(InputError, match=said):
+            joined([new.head(1), old])
+        assert list(joined([new, old])["weight_grid"]) == ["affine", "affine"]
+        failed = new.head(1).assign(error="RuntimeError: no")
+        assert list(joined([failed, old])["weight_grid"]) == ["symmetric", "symmetric"]
+
     def test_there_and_back(self, tmp_path):
         table = pd.concat(
             [
