@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pytorch_quantizer import InputError
+from pytorch_quantizer.quantization import precision_program
 from pytorch_quantizer.quantization.precision_program import Budget, solve_widths
 
 WIDTHS = np.array([2, 3, 4, 6, 8])
@@ -74,6 +75,24 @@ def test_what_is_ruled_out_is_not_taken():
 
 def test_no_budget_takes_the_least_errors():
     assert solve_widths([[3.0, 1.0, 2.0], [1.0, 5.0, 0.0]], []) == [1, 2]
+
+
+@pytest.mark.parametrize("nodes", [0, 1])
+def test_where_no_optimum_is_proved_the_best_found_keeps_the_budgets(monkeypatch, nodes):
+    errors, budgets = problem(3, tensors=12)
+    best = total(errors, solve_widths(errors, budgets))
+    limits, real = [], precision_program.milp
+
+    def asked(*args, options, **program):
+        limits.append(options.get("node_limit"))
+        return real(*args, options=options, **program)
+
+    monkeypatch.setattr(precision_program, "milp", asked)
+    monkeypatch.setattr(precision_program, "NODES", nodes)
+    found = solve_widths(errors, budgets)
+    assert limits[0] == nodes
+    assert all(budget.cost(found) <= budget.limit for budget in budgets)
+    assert total(errors, found) <= 1.1 * best
 
 
 class TestErrors:
