@@ -236,8 +236,10 @@ def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int
 
 
 def read_others(text: str) -> list[pd.DataFrame]:
-    """The tables that --join names. Raises InputError for one that isn't there or is something else."""
-    return [read_rows(user_path(path)) for path in parse_names("--join", text)]
+    """The tables that --join names. Raises InputError for one that isn't there, is something else or fits no other."""
+    tables = [read_rows(user_path(path)) for path in parse_names("--join", text)]
+    joined(tables)  # before hours of work, which it must fit in turn
+    return tables
 
 
 def note_of(given: Config, config: ResolvedConfig, others: int) -> str:

@@ -19,6 +19,11 @@ COLUMNS = (
     *("granularity", "weight_grid", "deployable", "seconds", "samples", "error"),
 )
 NUMBERS = ("top1", "fp32_top1", "seconds", "samples")
+SHARE = r"[01](\.\d*)?(e-\d+)?"
+RULES = {  # of cells, as text, in a file of rows
+    **{"weights": r"int\d+", "activations": r"int\d+", "seed": r"\d+", "residual": "|".join(RESIDUALS)},
+    **{"top1": f"{SHARE}|nan", "fp32_top1": SHARE, "seconds": r"[\d.]+|nan"},
+}
 POLICY = ["first_last", "granularity", "weight_grid", "deployable"]  # what a method has at a width, by its version
 GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
 LEVEL = 0.95  # of the interval of a mean over seeds
@@ -35,6 +40,12 @@ def read_rows(path: Path) -> pd.DataFrame:
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: give the leaderboard.csv of this version")
+    for name, rule in RULES.items():
+        wrong = table.loc[~table[name].map(str).str.fullmatch(rule), name]
+        if len(wrong):
+            raise InputError(f"{path}: {name} must be as pq leaderboard writes it, got {wrong.iloc[0]!r}")
+    if (table["top1"].isna() & (table["error"] == "")).any():
+        raise InputError(f"{path}: top1 must be there wherever error is empty")
     return table[list(COLUMNS)]
 
 

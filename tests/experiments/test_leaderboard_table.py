@@ -96,6 +96,22 @@ class TestJoined:
         assert joined([found]).to_csv(index=False) == joined([table]).to_csv(index=False)
         assert summary(found)["failed"].to_list() == [0, 1]
 
+    @pytest.mark.parametrize(
+        ("column", "value"),
+        [
+            ("weights", "kmeans4"),
+            ("seed", "zero"),
+            ("residual", "slim"),
+            ("top1", "high"),
+            ("top1", 98.5),
+            ("top1", None),
+        ],
+    )
+    def test_values_that_no_run_writes(self, tmp_path, column, value):
+        rows(0.9).astype(object).assign(**{column: value}).to_csv(tmp_path / "other.csv", index=False)
+        with pytest.raises(InputError, match=rf"other\.csv: {column} must be "):
+            read_rows(tmp_path / "other.csv")
+
     def test_what_is_no_table(self, tmp_path):
         path = tmp_path / "other.csv"
         with pytest.raises(InputError, match=rf"can't read {path}: "):
