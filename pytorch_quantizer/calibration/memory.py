@@ -48,7 +48,7 @@ VALUES_OF_A_TRIAL = 2  # of each node, while it is measured what widths cost: th
 
 
 class Need(NamedTuple):
-    """bytes: what a stage takes at most. what: which, as the subject of an error. remedy: what takes less."""
+    """bytes: what a stage takes at most. what: which, as the subject of an error. remedy: what takes less, or ""."""
 
     bytes: int
     what: str
@@ -72,10 +72,10 @@ class MemoryLimit:
         limit = self.bytes
         exceeding = sorted((need for need in needs if need.bytes > limit), key=lambda need: need.bytes, reverse=True)
         if exceeding:
-            remedies = dict.fromkeys(need.remedy for need in exceeding)
+            remedies = dict.fromkeys(need.remedy for need in exceeding if need.remedy)
             raise InputError(
                 f"max_memory must be at least {-(-exceeding[0].bytes // 2**20)} MiB, which {exceeding[0].what} takes, "
-                f"got {limit // 2**20} MiB; {'; '.join(remedies)}"
+                f"got {'; '.join([f'{limit // 2**20} MiB', *remedies])}"
             )
 
 
@@ -141,7 +141,12 @@ def block_bytes(model: QuantizedModel, block: Block, batch: int) -> int:
 def largest_need(model: QuantizedModel, blocks: Sequence[Block], batch: int) -> Need:
     """That of the block that takes most. Raises ValueError where there is no block."""
     needed, name = max((block_bytes(model, block, batch), block.name) for block in blocks)
-    return Need(needed, f"learning the block {name}", "a smaller reconstruction_batch takes less")
+    return Need(needed, f"learning the block {name}", smaller("reconstruction_batch", batch))
+
+
+def smaller(name: str, batch: int) -> str:
+    """The remedy of what grows with a batch, the recipe's field ``name``; none of a single image."""
+    return f"a smaller {name} takes less" if batch > 1 else ""
 
 
 def tuning_bytes(model: QuantizedModel, batch: int, *, weights: bool) -> int:

@@ -13,7 +13,7 @@ from torch import fx
 
 from pytorch_quantizer.calibration.activation_cache import ActivationCache, Rows
 from pytorch_quantizer.calibration.calibrate import images_of
-from pytorch_quantizer.calibration.memory import Need, release_memory, tuning_bytes
+from pytorch_quantizer.calibration.memory import Need, release_memory, smaller, tuning_bytes
 from pytorch_quantizer.calibration.tune import tune
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
@@ -68,7 +68,7 @@ class TuningRun:
         if not self.is_asked:
             return []
         needed = tuning_bytes(model, self.recipe.tuning_batch, weights=self.recipe.tuning_weight_rate > 0)
-        return [Need(needed, "tuning the network", "a smaller tuning_batch takes less")]
+        return [Need(needed, "tuning the network", smaller("tuning_batch", self.recipe.tuning_batch))]
 
     def carry_out(self, model: QuantizedModel, graph: fx.GraphModule, *, progress: bool) -> list[str]:
         """Tune in place; a sentence about what was done."""

@@ -182,6 +182,13 @@ class TestWhatComesBeforeLearning:
         ):
             learned(recipe, batches=LARGE, max_memory=60 * 2**20)
 
+    @pytest.mark.parametrize("stage", ["reconstruction", "tuning"])
+    def test_nothing_is_smaller_than_a_batch_of_one(self, stage):
+        off = {"reconstruction": "none", "tuning_epochs": 1} if stage == "tuning" else {}
+        recipe = SHORT.replace(**{f"{stage}_batch": 1}, **off)
+        with pytest.raises(InputError, match=r"max_memory must be at least \d+ MiB, which .* takes, got 1 MiB$"):
+            learned(recipe, max_memory=2**20)
+
     def test_layers_that_are_not_rounded_so_count_nothing(self):
         net = sequence(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))  # 12,288 inputs: 13 GB
         recipe = SHORT.replace(weight_rounding="second_order", correction_images=4)
