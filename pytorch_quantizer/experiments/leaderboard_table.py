@@ -18,7 +18,7 @@ COLUMNS = (
     *("dataset", "arch", "method", "weights", "activations", "seed", "top1", "fp32_top1", "first_last", "residual"),
     *("granularity", "weight_grid", "deployable", "seconds", "samples", "error"),
 )
-NUMBERS = ("top1", "fp32_top1", "seconds", "samples")
+NOT_TEXT = ("top1", "fp32_top1", "seconds", "samples", "deployable")  # what a cell that failed may lack
 SHARE = r"[01](\.\d*)?(e-\d+)?"
 RULES = {  # of cells, as text, in a file of rows
     **{"weights": r"int\d+", "activations": r"int\d+", "seed": r"\d+", "residual": "|".join(RESIDUALS)},
@@ -33,7 +33,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     """The rows of a leaderboard.csv. Raises InputError, naming the file, for what isn't one."""
     try:
         table = pd.read_csv(
-            path, dtype={"samples": "Int64"}, keep_default_na=False, na_values={name: [""] for name in NUMBERS}
+            path, dtype={"samples": "Int64"}, keep_default_na=False, na_values={name: [""] for name in NOT_TEXT}
         )
     except (OSError, ValueError) as error:  # pandas' errors of damaged files are ValueErrors
         raise InputError(f"can't read {path}: {' '.join(str(error).split())}") from error
@@ -56,7 +56,10 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     narrow ones, methods as METHODS, seeds. Raises InputError where a network isn't the same one in all of them, or was
     evaluated on another number of images, and where seeds of a method would be of several policies.
     """
-    rows = pd.concat([table for table in tables if len(table)], ignore_index=True)
+    filled = [table for table in tables if len(table)]
+    if not filled:
+        return tables[0]
+    rows = pd.concat(filled, ignore_index=True)
     networks = rows.groupby(["dataset", "arch"], sort=False)
     for (dataset, arch), part in networks:
         _require_same(f"{arch} on {dataset}", part)

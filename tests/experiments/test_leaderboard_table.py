@@ -112,6 +112,18 @@ class TestJoined:
         with pytest.raises(InputError, match=rf"other\.csv: {column} must be "):
             read_rows(tmp_path / "other.csv")
 
+    def test_a_cell_whose_policy_is_unknown_changes_no_other_s(self, tmp_path):
+        failed = rows(None, error="InputError: no", method="mse").assign(deployable=None, samples=pd.NA)
+        table = pd.concat(
+            [rows(0.9, method="aciq paper").assign(deployable=False), failed.astype({"samples": "Int64"})]
+        )
+        table.to_csv(tmp_path / "leaderboard.csv", index=False)
+        assert "| aciq paper | no | 90.00" in markdown(read_rows(tmp_path / "leaderboard.csv"), "")
+
+    def test_tables_without_a_cell(self):
+        assert len(joined([rows(), rows()])) == 0
+        assert len(joined([rows(), rows(0.9)])) == 1
+
     def test_what_is_no_table(self, tmp_path):
         path = tmp_path / "other.csv"
         with pytest.raises(InputError, match=rf"can't read {path}: "):
