@@ -23,7 +23,7 @@ additions that share a tensor with a layer such a copy of it.
 """
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -53,12 +53,19 @@ from pytorch_quantizer.experiments.leaderboard import (
     policy,
     recipe_of,
 )
-from pytorch_quantizer.experiments.leaderboard_table import COLUMNS, joined, markdown, read_rows
+from pytorch_quantizer.experiments.leaderboard_table import (
+    COLUMNS,
+    joined,
+    markdown,
+    read_rows,
+    require_same_networks,
+)
 from pytorch_quantizer.experiments.network_list import ARCH_HELP, CHECKPOINT_HELP, configs_of, parse_names
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.experiments.trained_cell import measure_trained, trained_key
 from pytorch_quantizer.user_path import user_path
 
+THIS_RUN = "this run"
 FILES = ("leaderboard.csv", "leaderboard.md", "leaderboard.html")
 
 
@@ -94,12 +101,17 @@ class Cell(NamedTuple):
 
 @dataclass
 class Tables:
-    """The three files: the cells of this run, and beside them those of ``others``, tables of other runs."""
+    """The three files: the cells of this run, and beside them those of ``others``, tables of other runs by file."""
 
     folder: Path
     note: str
-    others: Sequence[pd.DataFrame]
+    others: Mapping[str, pd.DataFrame]
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def expect(self, config: ResolvedConfig, float32: Mapping[str, Any]) -> None:
+        """Raise InputError, before hours of work, where another table has this network otherwise. float32: its cell."""
+        network = {"dataset": config.dataset, "arch": config.arch, "fp32_top1": float32["top1"], "error": ""}
+        require_same_networks({THIS_RUN: pd.DataFrame([network | {"samples": float32["samples"]}]), **self.others})
 
     def add(self, row: dict[str, Any]) -> None:
         """Write them with one cell more."""
@@ -112,7 +124,7 @@ class Tables:
 
         table = pd.DataFrame(self.rows, columns=list(COLUMNS))
         table = table.astype({"top1": float, "seconds": float, "samples": "Int64"})
-        table = joined([table, *self.others]) if self.others else table
+        table = joined({THIS_RUN: table, **self.others}) if self.others else table
         for name, content in zip(FILES, (table.to_csv(index=False), markdown(table, self.note)), strict=False):
             write_atomically(self.folder / name, content.encode())
         write_methods_page(self.folder / FILES[-1], table)
@@ -124,14 +136,16 @@ def main(arguments: list[str] | None = None) -> int:
     given = from_flags(Config, flags)
     methods, settings = parse_methods(flags["methods"]), parse_settings(flags["settings"])
     seeds, residuals = parse_seeds(flags["seeds"]), parse_residuals(flags["residual"])
+    if flags["epochs"] < 1:
+        raise InputError(f"--epochs must be at least 1, got {flags['epochs']}")
     max_memory = from_flags(Memory, flags).memory_bytes
     configs = configs_of(given)
     folder = given.output or Path("results") / f"leaderboard_{configs[0].dataset}"
     for name in FILES:
         require_writable(folder / name)
     check_report(flags["report"])
-    others = [] if flags["join"] is None else read_others(flags["join"])
-    tables = Tables(folder, note_of(given, configs[0], len(others)), others)
+    others = {} if flags["join"] is None else read_others(flags["join"])
+    tables = Tables(folder, note_of(configs[0], len(others)), others)
     store = CellStore(folder / "cells", any_code=flags["any_code"])
     places = [*product(residuals, settings, methods)]
     total = len(configs) * len(seeds) * len(places)
@@ -140,7 +154,7 @@ def main(arguments: list[str] | None = None) -> int:
     for config in configs:
         seeded = (replace(config, seed=seed) for seed in seeds)
         networks = (Network(each, store, max_memory=max_memory, progress=shown) for each in seeded)
-        for row in measured(networks, places, flags["epochs"], numbers, kept_only=flags["kept_only"]):
+        for row in measured(networks, places, flags["epochs"], numbers, tables.expect, kept_only=flags["kept_only"]):
             tables.add(row)
     if not tables.rows:
         if not others:
@@ -148,7 +162,8 @@ def main(arguments: list[str] | None = None) -> int:
         tables.write()
     failed = sum(bool(row["error"]) for row in tables.rows)
     print((folder / "leaderboard.md").read_text(encoding="utf-8"))
-    print(f"wrote {', '.join(str(folder / name) for name in FILES)}" + (f"; {failed} cells failed" if failed else ""))
+    told = f"; {failed} cell{'s' * (failed > 1)} failed" if failed else ""
+    print(f"wrote {', '.join(str(folder / name) for name in FILES)}{told}")
     write_report_of(flags["report"], folder / FILES[0])
     return int(failed > 0)
 
@@ -166,7 +181,10 @@ def parser() -> jsonargparse.ArgumentParser:
         "--kept-only", action="store_true", help="compute nothing: the table of those cells that are there"
     )
     made.add_argument(
-        "--join", default=None, help="tables of other runs, their leaderboard.csv with commas, whose cells stand beside"
+        "--join",
+        default=None,
+        help="tables of other runs, their leaderboard.csv with commas, whose cells stand beside; where several hold a "
+        "cell this run's is taken, else that of the file named first",
     )
     add_report_flag(made)
     add_flags(made, Config, "what to run")
@@ -179,18 +197,22 @@ def measured(
     places: Sequence[tuple[str, Setting, str]],
     epochs: int,
     numbers: Iterator[str],
+    expect: Callable[[ResolvedConfig, Mapping[str, Any]], None],
     *,
     kept_only: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """The rows as they come; prints each. networks: one under each seed. numbers: how a line names its place.
 
-    kept_only: those that need no computing.
+    expect: is shown the float network's cell before the others are measured. kept_only: those that need no computing.
     """
     fp32 = None
     for network in networks:
         config = network.config
         if fp32 is None:
-            fp32 = network.measure(None)
+            fp32 = network.kept(None) if kept_only else network.measure(None)
+            if fp32 is None:
+                return
+            expect(config, fp32)
             print(f"{config.arch} float32 {fp32['top1']:.2%}", flush=True)
         for residual, setting, method in places:
             cell, number = Cell(method, setting, residual, config.seed), next(numbers)
@@ -235,23 +257,21 @@ def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int
     return row
 
 
-def read_others(text: str) -> list[pd.DataFrame]:
+def read_others(text: str) -> dict[str, pd.DataFrame]:
     """The tables that --join names. Raises InputError for one that isn't there, is something else or fits no other."""
-    tables = [read_rows(user_path(path)) for path in parse_names("--join", text)]
+    tables = {path: read_rows(user_path(path)) for path in parse_names("--join", text)}
     joined(tables)  # before hours of work, which it must fit in turn
     return tables
 
 
-def note_of(given: Config, config: ResolvedConfig, others: int) -> str:
+def note_of(config: ResolvedConfig, others: int) -> str:
     """What the table's figures are."""
-    images = f"{given.limit} test images" if given.limit else "all test images"
     joined_from = f"{others} other table{'s' if others > 1 else ''}"
-    beside = f" Cells from {joined_from} are as that code found them, on those machines." if others else ""
+    beside = f" (these two hold for this run; cells of {joined_from} are as those runs found them)" if others else ""
     return (
-        f"Top-1 in % on {images}, the mean over seeds ± half of its 95 % interval (Student's t), and in brackets the "
-        f"mean seconds that quantizing took. Ranges and all that is learned come from {config.calibration_samples} "
-        "images, none of them evaluated where the data set has a training split. First and last layer, and what only "
-        f"additions read: 8 bits, or as the others where they are wider. Up to W{AFFINE_UP_TO} all weights have zero "
-        f"points, first and last layer's too, but for qat's. Machine: {machine_line(choose_device(given.device))}."
-        f"{beside}"
+        "Top-1 in %, the mean over seeds ± half of its 95 % interval (Student's t), and in brackets the mean seconds "
+        "that quantizing took. First and last layer, and what only additions read: 8 bits, or as the others where they "
+        f"are wider. Up to W{AFFINE_UP_TO} all weights have zero points, first and last layer's too, but for qat's. "
+        f"Ranges and all that is learned come from {config.calibration_samples} images, none of them evaluated where "
+        f"the data set has a training split. Machine: {machine_line(choose_device(config.device))}{beside}."
     )

@@ -39,6 +39,8 @@ SILENT = (
     *(f"experiments/reproduce{part}.py" for part in ("", "_command", "_text", "_weights")),
 )
 
+OF_CALIBRATION = ("calibration_images", "calibration_split", "calibration_samples", "seed")  # in a cell's key
+
 Key = Mapping[str, Any]
 
 
@@ -135,7 +137,9 @@ class Network:
 
     def key_of(self, recipe: Recipe | None) -> dict[str, Any]:
         """What determines the cell of a recipe, beside the code; another table adds what else it depends on."""
-        return {**self._key, "recipe": None if recipe is None else settings(recipe)}
+        if recipe is None:  # in float nothing is drawn or calibrated
+            return {name: value for name, value in self._key.items() if name not in OF_CALIBRATION} | {"recipe": None}
+        return {**self._key, "recipe": settings(recipe)}
 
     def _quantized(self, recipe: Recipe, key: Key) -> nn.Module:
         # Blocks of other code or of another number of threads are no beginning of this cell.

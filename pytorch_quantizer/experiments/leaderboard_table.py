@@ -5,7 +5,7 @@ Which cells there are is leaderboard.py's, the picture reports/methods.py's.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,14 @@ RULES = {  # of cells, as text, in a file of rows
 POLICY = ["first_last", "granularity", "weight_grid", "deployable"]  # what a method has at a width, by its version
 GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
 LEVEL = 0.95  # of the interval of a mean over seeds
+# A float network's top-1 on two machines, whose sums round otherwise, may differ by a share, or of few images by these.
+FLOAT_MARGIN, FLOAT_IMAGES = 1e-3, 2
 
 
 def read_rows(path: Path) -> pd.DataFrame:
     """The rows of a leaderboard.csv. Raises InputError, naming the file, for what isn't one."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder: give the leaderboard.csv in it")
     try:
         table = pd.read_csv(
             path, dtype={"samples": "Int64"}, keep_default_na=False, na_values={name: [""] for name in NOT_TEXT}
@@ -49,22 +53,20 @@ def read_rows(path: Path) -> pd.DataFrame:
     return table[list(COLUMNS)]
 
 
-def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The cells of several tables as one table; of a cell that several hold, the first's that didn't fail.
 
-    tables: COLUMNS, a row a cell. Networks stand in the order they come in, then narrow before wide, wide types before
-    narrow ones, methods as METHODS, seeds. Raises InputError where a network isn't the same one in all of them, or was
-    evaluated on another number of images, and where seeds of a method would be of several policies.
+    tables: by their names in messages, COLUMNS, a row a cell. Networks stand in the order they come in, then narrow
+    before wide, wide types before narrow ones, methods as METHODS, seeds. Raises InputError as
+    ``require_same_networks``, and where seeds of a method would be of several policies.
     """
-    filled = [table for table in tables if len(table)]
+    require_same_networks(tables)
+    filled = [table for table in tables.values() if len(table)]
     if not filled:
-        return tables[0]
+        return next(iter(tables.values()))
     rows = pd.concat(filled, ignore_index=True)
-    networks = rows.groupby(["dataset", "arch"], sort=False)
-    for (dataset, arch), part in networks:
-        _require_same(f"{arch} on {dataset}", part)
     keys = {
-        "network": networks.ngroup(),
+        "network": rows.groupby(["dataset", "arch"], sort=False).ngroup(),
         "residual": _ranks(rows["residual"], RESIDUALS),
         "weights": -_bits(rows["weights"]),
         "activations": -_bits(rows["activations"]),
@@ -78,15 +80,25 @@ def joined(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     return cells
 
 
-def _require_same(network: str, rows: pd.DataFrame) -> None:
-    measured = rows[rows["error"] == ""].drop_duplicates(["fp32_top1", "samples"])
-    if len(measured) > 1:
-        said = [
-            f"{top1:.2%} on {samples:.0f} images" for top1, samples in measured[["fp32_top1", "samples"]].values[:2]
-        ]
-        raise InputError(
-            f"--join: tables must be of the same weights and test images, got {network}: {', '.join(said)}"
-        )
+def require_same_networks(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Raise InputError where a network isn't the same one in all tables, or was evaluated on another number of images.
+
+    tables: by their names in messages, each with dataset, arch, fp32_top1, samples and error. Float top-1 may differ as
+    it does between machines.
+    """
+    first: dict[tuple[str, str], tuple[str, float, int]] = {}
+    for name, table in tables.items():
+        measured = table[table["error"] == ""].drop_duplicates(["dataset", "arch", "fp32_top1", "samples"])
+        columns = (measured[column] for column in ("dataset", "arch", "fp32_top1", "samples"))
+        for dataset, arch, top1, samples in zip(*columns, strict=True):
+            other, known, images = first.setdefault((dataset, arch), (name, top1, samples))
+            difference = round(abs(known - top1) * samples)
+            if images != samples or difference > max(FLOAT_IMAGES, FLOAT_MARGIN * samples):
+                raise InputError(
+                    f"--join: tables must be of the same weights and test images; of {arch} on {dataset} {other} has "
+                    f"{known:.2%} right of {images:.0f} images in float32, {name} {top1:.2%} of {samples:.0f}: "
+                    "leave one of them out"
+                )
 
 
 def _require_one_policy(key: Sequence[str], rows: pd.DataFrame) -> None:
@@ -116,7 +128,7 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     """A row a method and setting: the mean over seeds, half the interval of that mean, and seconds.
 
     rows: COLUMNS, a row a cell. Columns: GROUP, top1, half_interval (Student's t; NaN of one seed), seeds, failed,
-    seconds (the mean), fp32_top1, first_last, granularity, deployable.
+    seconds (the mean), samples (that each evaluated), fp32_top1, first_last, granularity, deployable.
     """
     return pd.DataFrame([_summed(dict(zip(GROUP, key, strict=True)), cells) for key, cells in _groups(rows)])
 
@@ -126,7 +138,9 @@ def markdown(rows: pd.DataFrame, note: str) -> str:
     parts = [f"# Every method at every width\n\n{note}"]
     table = summary(rows)
     for (dataset, arch, residual), part in table.groupby(["dataset", "arch", "residual"], sort=False):
-        heading = f"## {arch} on {dataset}, {residual} residual stream: float32 {100 * part['fp32_top1'].iloc[0]:.2f} %"
+        float32 = f"float32 {100 * part['fp32_top1'].iloc[0]:.2f} %"
+        images = "".join(f" of {count} images" for count in part["samples"].dropna().unique())
+        heading = f"## {arch} on {dataset}, {residual} residual stream: {float32}{images}"
         parts += [heading, _table(part)]
     errors = rows[rows["error"] != ""]
     parts += ["## Cells that failed", *_failures(errors)] if len(errors) else []
@@ -145,7 +159,7 @@ def _summed(key: dict[str, Any], cells: pd.DataFrame) -> dict[str, Any]:
 
         half = float(student.ppf((1 + LEVEL) / 2, len(tops) - 1) * tops.std() / math.sqrt(len(tops)))
     same = {name: cells[name].iloc[0] for name in ("fp32_top1", "first_last", "granularity", "deployable")}
-    counts = {"seeds": len(tops), "failed": int((cells["error"] != "").sum())}
+    counts = {"seeds": len(tops), "failed": int((cells["error"] != "").sum()), "samples": cells["samples"].max()}
     return key | {"top1": tops.mean(), "half_interval": half, "seconds": cells["seconds"].mean()} | counts | same
 
 

@@ -96,6 +96,12 @@ class TestKeptOnly:
         start(folder)  # the others are still there
         assert computed == []
 
+    def test_nothing_is_computed_for_it_not_even_in_float(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(cells, "evaluate", None)
+        with pytest.raises(InputError, match="holds none of these cells"):
+            start(tmp_path, "--kept-only")
+        assert [*tmp_path.rglob("*.json")] == []
+
     def test_nothing_there_is_said(self, unbroken):
         with pytest.raises(InputError, match=r"--kept-only: .*cells holds none of these cells"):
             start(unbroken[0], "--kept-only", "--methods", "mse")
@@ -122,20 +128,20 @@ class TestJoined:
         assert list(found[found["weights"] == "int2"]["method"]) == ["minmax", "minmax", "mse", "mse"]
         text = (folder / "leaderboard.md").read_text()
         assert "| mse | yes | – | 50.00 ± 0.00 " in text
-        assert "Cells from 1 other table are as that code found them" in text
+        assert "these two hold for this run; cells of 1 other table are as those runs found them" in text
 
     def test_tables_alone(self, other, tmp_path, computed):
         code, found = start(tmp_path / "out", "--kept-only", "--join", str(other))
         assert (code, computed, len(found)) == (0, [], 6)
         assert set(found["top1"].astype(float)) == {0.25, 0.5}
 
-    def test_of_another_network_is_said(self, unbroken, other):
+    def test_of_another_network_is_said_before_a_cell_is_computed(self, other, tmp_path, computed):
         text = pd.read_csv(other).assign(samples=540)
         text.to_csv(other, index=False)
-        with pytest.raises(
-            InputError, match=r"--join: tables must be of the same weights and test images, got resnet20 "
-        ):
-            start(unbroken[0], "--join", str(other))
+        said = r"--join: .* of resnet20 on digits this run has .* of 20 images in float32, .*other\.csv .* of 540: "
+        with pytest.raises(InputError, match=said):
+            start(tmp_path, "--join", str(other))
+        assert computed == []
 
 
 class TestResumed:
@@ -305,10 +311,14 @@ class TestTrained:
         assert weights.keys() == network.state_dict().keys()
         assert all(torch.equal(weights[name], tensor) for name, tensor in network.state_dict().items())
 
-    def test_what_cannot_be_trained_is_a_row(self, tmp_path):
-        code, table = start(tmp_path, *self.PART, "--epochs", "0")
+    def test_what_cannot_be_trained_is_a_row(self, tmp_path, monkeypatch):
+        def diverging(config, **_):
+            raise InputError("the loss is nan")
+
+        monkeypatch.setattr(trained_cell, "train", diverging)
+        code, table = start(tmp_path, *self.PART)
         assert code == 1
-        assert table["error"].iloc[0] == "InputError: epochs must be at least 1, got 0"
+        assert table["error"].iloc[0] == "InputError: the loss is nan"
 
 
 class TestMistakes:
@@ -321,6 +331,8 @@ class TestMistakes:
             (("--arch", "resnet21"), "resnet21"),
             (("--arch", "resnet20,resnet32", "--checkpoint", "a.th"), "as there are networks, 2, got 1"),
             (("--data", "/nowhere"), "/nowhere"),
+            (("--methods", "minmax", "--epochs", "0"), "--epochs must be at least 1, got 0"),
+            (("--join", "."), "is a folder: give the leaderboard.csv in it"),
             (("--join", "none.csv"), "can't read none.csv"),
             (("--join", __file__), "can't read"),
             (("--max-memory", "two"), "max_memory must be a number of bytes, as 512MiB or 2GB, got 'two'"),

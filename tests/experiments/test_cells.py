@@ -152,6 +152,14 @@ class TestNetwork:
         assert Network(FEW, store).measure(None)["top1"] > 0.9
         assert not computed
 
+    def test_the_float_network_is_the_same_whatever_calibrates(self, store, monkeypatch):
+        found = Network(FEW, store).measure(None)
+        monkeypatch.setattr(cells, "evaluate", None)
+        again = Network(replace(FEW, seed=1, calibration_samples=33), store).measure(None)
+        assert (found.pop("kept"), again.pop("kept")) == (False, True)
+        assert found == again
+        assert Network(replace(FEW, limit=21), store).kept(None) is None
+
     def test_the_cell_says_what_it_is(self, store, computed):
         Network(FEW, store).measure(Recipe(activations="int3"))
         [path] = store.folder.glob("*.json")

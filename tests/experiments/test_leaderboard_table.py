@@ -30,14 +30,18 @@ def rows(*tops, method="mse", error=""):
     return table.astype({"top1": float, "seconds": float, "samples": "Int64"})
 
 
+def named(*tables):
+    return {f"{index}.csv": table for index, table in enumerate(tables)}
+
+
 class TestJoined:
     def test_the_first_table_s_cells_stand(self):
-        found = joined([rows(0.9), rows(0.8, 0.7), rows(0.6, 0.5, 0.4)])
+        found = joined(named(rows(0.9), rows(0.8, 0.7), rows(0.6, 0.5, 0.4)))
         assert list(zip(found["seed"], found["top1"], strict=True)) == [(0, 0.9), (1, 0.7), (2, 0.4)]
 
     def test_but_not_those_that_failed(self):
         failed = rows(None, None, error="RuntimeError: no")
-        found = joined([failed, rows(0.8)])
+        found = joined(named(failed, rows(0.8)))
         assert list(found["error"]) == ["", "RuntimeError: no"]
         assert found["top1"].iloc[0] == 0.8
 
@@ -47,7 +51,7 @@ class TestJoined:
         low_weights, low_activations = rows(0.9).assign(weights="int2"), rows(0.9).assign(activations="int4")
         future = rows(0.9, method="of tomorrow")
         first = rows(0.9, 0.8, method="minmax")
-        found = joined([wide, low, low_activations, low_weights, future, rows(0.9, method="qat"), first])
+        found = joined(named(wide, low, low_activations, low_weights, future, rows(0.9, method="qat"), first))
         told = found[["residual", "weights", "activations", "method", "seed"]].apply(lambda row: [*row], axis=1)
         assert list(told) == [
             ["narrow", "int4", "int8", "minmax", 0],
@@ -63,25 +67,36 @@ class TestJoined:
     @pytest.mark.parametrize(("column", "value"), [("fp32_top1", 0.96), ("samples", 200)])
     def test_only_of_the_same_network_and_images(self, column, value):
         other = rows(0.8).assign(**{column: value})
-        said = r"--join: .* got resnet20 on digits: 95.00% on 500 images, 9\d.00% on \d00 images"
+        said = (
+            r"--join: .* of resnet20 on digits 0\.csv has 95\.00% right of 500 images in float32, "
+            r"1\.csv 9\d\.00% of \d00: leave one of them out"
+        )
         with pytest.raises(InputError, match=said):
-            joined([rows(0.9), other])
-        assert len(joined([rows(0.9), other.assign(arch="resnet32")])) == 2
+            joined(named(rows(0.9), other))
+        assert len(joined(named(rows(0.9), other.assign(arch="resnet32")))) == 2
+
+    @pytest.mark.parametrize(("images", "right"), [(500, 2), (10_000, 10)])
+    def test_another_machine_s_sums_may_cost_a_float_network_some_images(self, images, right):
+        own = rows(0.9).assign(samples=images)
+        for many in (right, -right):
+            assert len(joined(named(own, rows(0.8).assign(samples=images, fp32_top1=0.95 + many / images)))) == 1
+            with pytest.raises(InputError, match="the same weights"):
+                joined(named(own, rows(0.8).assign(samples=images, fp32_top1=0.95 + 1.5 * many / images)))
 
     def test_a_cell_that_failed_tells_nothing_of_its_images(self):
         failed = (
             rows(None, error="RuntimeError: no", method="minmax").assign(samples=pd.NA).astype({"samples": "Int64"})
         )
-        assert len(joined([rows(0.9), failed])) == 2
+        assert len(joined(named(rows(0.9), failed))) == 2
 
     def test_a_mean_is_of_one_policy(self):
         old, new = (rows(0.9, 0.8).assign(weight_grid=grid) for grid in ("symmetric", "affine"))
         said = r"mse of int4 int8 narrow on resnet20 has weight_grid 'affine' \(seed 0\) and 'symmetric' \(seed 1\)"
         with pytest.raises(InputError, match=said):
-            joined([new.head(1), old])
-        assert list(joined([new, old])["weight_grid"]) == ["affine", "affine"]
+            joined(named(new.head(1), old))
+        assert list(joined(named(new, old))["weight_grid"]) == ["affine", "affine"]
         failed = new.head(1).assign(error="RuntimeError: no")
-        assert list(joined([failed, old])["weight_grid"]) == ["symmetric", "symmetric"]
+        assert list(joined(named(failed, old))["weight_grid"]) == ["symmetric", "symmetric"]
 
     def test_there_and_back(self, tmp_path):
         table = pd.concat(
@@ -93,7 +108,7 @@ class TestJoined:
         table.to_csv(tmp_path / "leaderboard.csv", index=False)
         found = read_rows(tmp_path / "leaderboard.csv")
         assert list(found) == list(COLUMNS)
-        assert joined([found]).to_csv(index=False) == joined([table]).to_csv(index=False)
+        assert joined(named(found)).to_csv(index=False) == joined(named(table)).to_csv(index=False)
         assert summary(found)["failed"].to_list() == [0, 1]
 
     @pytest.mark.parametrize(
@@ -121,13 +136,15 @@ class TestJoined:
         assert "| aciq paper | no | 90.00" in markdown(read_rows(tmp_path / "leaderboard.csv"), "")
 
     def test_tables_without_a_cell(self):
-        assert len(joined([rows(), rows()])) == 0
-        assert len(joined([rows(), rows(0.9)])) == 1
+        assert len(joined(named(rows(), rows()))) == 0
+        assert len(joined(named(rows(), rows(0.9)))) == 1
 
     def test_what_is_no_table(self, tmp_path):
         path = tmp_path / "other.csv"
         with pytest.raises(InputError, match=rf"can't read {path}: "):
             read_rows(path)
+        with pytest.raises(InputError, match=rf"{tmp_path} is a folder: give the leaderboard\.csv in it"):
+            read_rows(tmp_path)
         path.write_bytes(b"\x00\xff\xfe")
         with pytest.raises(InputError, match=rf"can't read {path}: "):
             read_rows(path)
@@ -162,11 +179,15 @@ class TestTables:
 
     def test_markdown(self):
         text = markdown(self.TABLE, "As measured.")
-        assert "## resnet20 on digits, narrow residual stream: float32 95.00 %" in text
+        assert "## resnet20 on digits, narrow residual stream: float32 95.00 % of 500 images\n" in text
         assert "| mse | yes | 91.00 ± 12.71 (2 s) |" in text
         assert "| minmax | yes | 50.00 (2 s) |" in text
         assert "| none | yes | failed |" in text
         assert "- resnet20, none, int4 int8, seed 0: InputError: no" in text
+
+    def test_where_every_cell_failed_nobody_knows_the_images(self):
+        failed = rows(None, error="InputError: no").assign(samples=pd.NA).astype({"samples": "Int64"})
+        assert "residual stream: float32 95.00 %\n" in markdown(failed, "")
 
     def test_no_failures_no_list_of_them(self):
         assert "failed" not in markdown(rows(0.9), "")
