@@ -93,5 +93,6 @@ def run(script: str, main: Callable[[], int | None]) -> None:
         print(f"{script}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print(f"{script}: interrupted; what a command keeps for another run is kept", file=sys.stderr)
+        said = "interrupted; what it had finished and keeps for another run is kept, the rest is not"
+        print(f"{script}: {said}", file=sys.stderr)
         sys.exit(INTERRUPTED)

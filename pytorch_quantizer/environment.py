@@ -24,14 +24,20 @@ def choose_device(name: str | None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() and _works("cuda") else "cpu")
+    device = named_device(name)
+    if not _works(name):
+        raise InputError(f"device {name!r} isn't there or doesn't work; torch sees {_seen()}; use --device cpu")
+    return device
+
+
+def named_device(name: str) -> torch.device:
+    """The device of that name, whether it is there or not. Raises InputError for a name that is none."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device must be cpu, cuda or cuda:N, got {name!r}") from error
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"device must be cpu, cuda or cuda:N, got {name!r}")
-    if not _works(name):
-        raise InputError(f"device {name!r} isn't there or doesn't work; torch sees {_seen()}; use --device cpu")
     return device
 
 

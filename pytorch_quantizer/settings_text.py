@@ -15,7 +15,15 @@ EXPONENT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 5e-3 and 1.5e3 are numbers; there they would be text."""
+    """YAML 1.1, but 5e-3 and 1.5e3 are numbers; there they would be text. No key may stand twice, as YAML says."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """What the base gives. Raises yaml.YAMLError where a key stands twice, of which it would take the last."""
+        keys = [(key.value, key.start_mark.line + 1) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for index, (key, line) in enumerate(keys):
+            if key in dict(keys[:index]):
+                _require_comment(key, f" (line {line})")
+        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -26,15 +34,29 @@ for _side in (_Loader, _Dumper):
     _side.add_implicit_resolver(FLOAT, EXPONENT, list("-+.0123456789"))
 
 
+def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises yaml.YAMLError where a key stands twice."""
+    for index, (key, _) in enumerate(pairs):
+        if key in dict(pairs[:index]):
+            _require_comment(key)
+    return dict(pairs)
+
+
+def _require_comment(key: str, where: str = "") -> None:
+    """Comments may stand as often as one likes."""
+    if not key.startswith("_"):
+        raise yaml.YAMLError(f"the key {key} stands twice{where}: leave one of them out")
+
+
 def load_settings(text: str) -> Any:
     """What a text says: JSON where it is an object or a list in JSON, which may be indented by tabs, else YAML.
 
-    Raises yaml.YAMLError where it is neither.
+    Raises yaml.YAMLError where it is neither, and where a key that is no comment ('_' first) stands twice.
     """
     text = text.removeprefix("\ufeff")
     if text.lstrip().startswith(("{", "[")):
         try:
-            return json.loads(text)
+            return json.loads(text, object_pairs_hook=_pairs)
         except ValueError:
             pass  # YAML's flow style begins so, too
     try:

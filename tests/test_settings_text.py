@@ -1,6 +1,7 @@
 """Settings are read as their author meant them: JSON as JSON, 5e-3 as a number, and what is written reads back."""
 
 import math
+import re
 
 import pytest
 import yaml
@@ -49,6 +50,29 @@ def test_everything_else_is_as_yaml_has_it():
 )
 def test_json_is_read_as_json_and_flow_style_as_yaml(text, value):
     assert load_settings(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "the key a stands twice (line 3): leave one of them out"),
+        ("b:\n  - {c: 1, a: 2, c: 3}\n", "the key c stands twice (line 2)"),
+        ('{"b": {"a": 1, "a": 2}}', "the key a stands twice: leave"),
+        ('{"a": 1, "a": 2,}', "the key a stands twice (line 1)"),
+    ],
+)
+def test_a_key_stands_once(text, said):
+    with pytest.raises(yaml.YAMLError, match=re.escape(said)):
+        load_settings(text)
+
+
+@pytest.mark.parametrize("text", ['{"_c": 1, "a": 5, "_c": 2}', "_c: 1\na: 5\n_c: 2\n"])
+def test_but_comments_as_often_as_one_likes(text):
+    assert without_comments(load_settings(text)) == {"a": 5}
+
+
+def test_a_merged_key_may_be_set_anew():
+    assert load_settings("x: &x {a: 1, b: 2}\ny: {<<: *x, a: 3}")["y"] == {"a": 3, "b": 2}
 
 
 def test_keys_that_begin_with_an_underscore_are_comments_at_any_depth():

@@ -75,7 +75,7 @@ class MemoryLimit:
             remedies = dict.fromkeys(need.remedy for need in exceeding if need.remedy)
             raise InputError(
                 f"max_memory must be at least {-(-exceeding[0].bytes // 2**20)} MiB, which {exceeding[0].what} takes, "
-                f"got {'; '.join([f'{limit // 2**20} MiB', *remedies])}"
+                f"got {'; '.join([_shown(limit), *remedies])}"
             )
 
 
@@ -146,7 +146,11 @@ def largest_need(model: QuantizedModel, blocks: Sequence[Block], batch: int) -> 
 
 def smaller(name: str, batch: int) -> str:
     """The remedy of what grows with a batch, the recipe's field ``name``; none of a single image."""
-    return f"a smaller {name} takes less" if batch > 1 else ""
+    return f"a recipe with a smaller {name} takes less" if batch > 1 else ""
+
+
+def _shown(limit: int) -> str:
+    return f"{limit // 2**20} MiB" if limit >= 2**20 else f"{limit} bytes"
 
 
 def tuning_bytes(model: QuantizedModel, batch: int, *, weights: bool) -> int:

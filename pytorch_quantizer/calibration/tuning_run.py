@@ -96,9 +96,11 @@ class TuningRun:
             warn_user("tuning_weight_rate changed nothing: no weight is on a uniform grid; set tuning_weight_rate 0")
         what = "learned by distillation"
         if not done.kept:
-            why = "nothing can be learned" if done.after == done.before else "nothing better was found"
+            found = done.after != done.before
+            why = "nothing better was found" if found else "nothing can be learned"
+            remedy = "try a lower tuning_rate or more tuning_images, or set" if found else "set"
             what = f"left as they were, for {why}"
-            warn_user(f"tuning was asked for and changed nothing in this network: {why}; set tuning_epochs 0")
+            warn_user(f"tuning was asked for and changed nothing in this network: {why}; {remedy} tuning_epochs 0")
         return [
             f"tuning: {learned} {what} "
             f"(distance from the float network {done.before:.4g} before, {done.after:.4g} after)"

@@ -14,7 +14,8 @@
 
   pq train --recipe w4a4_statistical --checkpoint FILE --dataset cifar10 --data DIR
       quantization-aware training: begins with a trained network, quantized as the recipe says (a shipped recipe's name
-      or a file, YAML or JSON), and writes a packed checkpoint, as pq.save does
+      or a file, YAML or JSON), and writes a packed checkpoint, as pq.save does; what the recipe learns by itself
+      (reconstruction, tuning) is learned first, and anew whenever the command starts
 
 A config file is YAML or JSON; keys that begin with an underscore, such as _comment, are comments anywhere in it.
 After each epoch accuracy, precision, recall and F1 are measured on validation images, and OUTPUT.state.safetensors is

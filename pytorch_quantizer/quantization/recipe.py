@@ -245,6 +245,11 @@ class Recipe:
     @classmethod
     def load(cls, name_or_path: str | Path) -> Recipe:
         """A recipe shipped with the package, by name, or a file's, YAML or JSON; InputError where neither is there."""
+        if not isinstance(name_or_path, str | Path):
+            raise InputError(
+                f"a recipe is a Recipe, the name of a shipped one or a file, got {type(name_or_path).__name__}: "
+                "Recipe(clip='mse', …) makes one of fields"
+            )
         path = user_path(name_or_path)
         if path.suffix in (".yaml", ".yml", ".json") or path.is_file():
             return cls.from_yaml(_read(path), source=str(path))

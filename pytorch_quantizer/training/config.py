@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pytorch_quantizer.calibration.trainable import check_grids
+from pytorch_quantizer.environment import named_device
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.training.kinds import check_kinds
 from pytorch_quantizer.user_path import user_path
@@ -166,6 +167,8 @@ class TrainingConfig:
             raise InputError(f"seed must lie in [0, 2^63), got {self.seed}")
         if not rate_of(self) > 0:
             raise InputError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.device is not None:
+            named_device(self.device)
         if self.keep not in KEPT:
             raise InputError(f"keep must be one of {', '.join(KEPT)}, got {self.keep!r}")
         if self.keep == "best" and not self.validation_fraction:

@@ -193,7 +193,9 @@ def _repeatable(config: TrainingConfig) -> Iterator[None]:
 def _finite(config: TrainingConfig, loss: float, epoch: int) -> float:
     if not math.isfinite(loss):
         state_path(config).unlink(missing_ok=True)  # the same would come of it again
-        raise InputError(f"training diverged in epoch {epoch}: the loss is {loss}; lower the learning rate")
+        raise InputError(
+            f"training diverged in epoch {epoch}: the loss is {loss}; lower learning_rate {config.learning_rate}"
+        )
     return loss
 
 

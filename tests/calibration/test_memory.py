@@ -90,6 +90,11 @@ class TestWhatComesBeforeLearning:
         with pytest.raises(InputError, match="which correcting on 32 images takes"):
             learned(recipe, batches=given(LARGE[:1]), max_memory=2 * 2**20)
 
+    def test_a_limit_below_a_mebibyte_is_told_in_bytes(self):
+        recipe = SHORT.replace(activation_correction="both", correction_images=128)
+        with pytest.raises(InputError, match="got 100000 bytes; "):
+            learned(recipe, batches=LARGE, max_memory=100_000)
+
     def test_second_moments_count_them_too(self):
         recipe = SHORT.replace(activation_correction="both", weight_clip="output_mse", correction_images=128)
         with pytest.raises(InputError, match=r"which choosing \w+\.weight by its outputs takes") as stopped:
@@ -178,7 +183,8 @@ class TestWhatComesBeforeLearning:
     def test_every_stage_beyond_the_limit_tells_what_takes_less(self):
         recipe = SHORT.replace(activation_correction="both")
         with pytest.raises(
-            InputError, match="got 60 MiB; leave out activation_correction; a smaller reconstruction_batch"
+            InputError,
+            match="got 60 MiB; leave out activation_correction; a recipe with a smaller reconstruction_batch",
         ):
             learned(recipe, batches=LARGE, max_memory=60 * 2**20)
 

@@ -120,7 +120,8 @@ def test_ctrl_c_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         run("pq ablation", interrupted)
     assert stopped.value.code == 130
-    assert capsys.readouterr().err == "pq ablation: interrupted; what a command keeps for another run is kept\n"
+    said = "pq ablation: interrupted; what it had finished and keeps for another run is kept, the rest is not\n"
+    assert capsys.readouterr().err == said
 
 
 class TestMistakes:

@@ -9,6 +9,7 @@ from real_data import real_data
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+import pytorch_quantizer as pq
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.models import bundled_checkpoint, create_model, load_checkpoint
 
@@ -114,6 +115,13 @@ class TestMisfits:
         path = saved(tmp_path, trained.state_dict() | {"aux1.weight": torch.zeros(3)})
         with pytest.raises(InputError, match="1 unexpected"):
             create_model("resnet20", checkpoint=path)
+
+
+def test_a_quantized_model_s_file_is_told_by_what_it_is(tmp_path, trained):
+    quantized = pq.quantize(trained, "dynamic_w8")
+    pq.save(quantized, tmp_path / "weights.safetensors")
+    with pytest.raises(InputError, match=r"weights\.safetensors is a packed checkpoint .*which pq\.load reads: give"):
+        create_model("resnet20", checkpoint=tmp_path / "weights.safetensors")
 
 
 class TestNoCheckpoints:

@@ -373,6 +373,18 @@ class TestRefusals:
         with pytest.raises(InputError, match=message):
             Recipe.from_yaml(text)
 
+    @pytest.mark.parametrize("given", [{"clip": "mse"}, None, 3])
+    def test_what_is_no_name(self, given):
+        said = rf"a recipe is a Recipe, the name of a shipped one or a file, got {type(given).__name__}: Recipe\("
+        with pytest.raises(InputError, match=said):
+            Recipe.load(given)
+
+    def test_a_field_given_twice(self):
+        with pytest.raises(
+            InputError, match=r"recipe is not YAML or JSON: the key clip stands twice \(line 2\): leave"
+        ):
+            Recipe.from_yaml("clip: mse\nclip: laplace")
+
     def test_files(self, tmp_path):
         with pytest.raises(InputError, match=r"cannot read the recipe .*absent\.yaml: No such file"):
             Recipe.load(tmp_path / "absent.yaml")

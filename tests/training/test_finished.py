@@ -151,8 +151,17 @@ class TestOfAnOlderVersion:
     def test_a_recipe_of_defaults_is_not_none_at_all(self, tmp_path):
         quantized = self.identity(tmp_path, "{}")
         floating = identity_of(TrainingConfig(), load_dataset("digits", split="train"))
-        assert changed_settings(floating, quantized)
-        assert changed_settings(quantized, floating)
+        assert changed_settings(floating, quantized) == "recipe None"
+        assert changed_settings(quantized, floating) == "recipe.name 'custom'"
+
+    def test_of_many_settings_some_are_named(self, tmp_path):
+        known = self.identity(tmp_path)
+        now = known | {name: "other" for name in known if name.startswith("recipe.reconstruction")}
+        said = changed_settings(known, now)
+        assert said.startswith("recipe.reconstruction 'none', recipe.reconstruction_")
+        count = len([name for name in known if name.startswith("recipe.reconstruction")])
+        assert said.endswith(f", and {count - 4} more")
+        assert said.count(",") == 4
 
 
 class TestOtherSettings:
@@ -165,6 +174,10 @@ class TestOtherSettings:
         assert f"{report_path(config)} is of a finished run with other settings (" in message
         assert said in message
         assert message.endswith("another --output to keep it, or --resume false to train anew over it")
+
+    def test_a_device_that_is_none_is_no_setting(self, finished):
+        with pytest.raises(pq.InputError, match="device must be cpu, cuda or cuda:N, got 'gpu'"):
+            finished_report(replace(finished, device="gpu"))
 
     def test_a_rate(self, finished):
         self.refused(replace(finished, learning_rate=0.01), "(learning_rate 0.1): ")
