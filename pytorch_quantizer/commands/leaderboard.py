@@ -145,7 +145,7 @@ def main(arguments: list[str] | None = None) -> int:
         require_writable(folder / name)
     check_report(flags["report"])
     others = {} if flags["join"] is None else read_others(flags["join"])
-    tables = Tables(folder, note_of(configs[0], len(others)), others)
+    tables = Tables(folder, note_of(configs[0], flags["epochs"], len(others)), others)
     store = CellStore(folder / "cells", any_code=flags["any_code"])
     places = [*product(residuals, settings, methods)]
     total = len(configs) * len(seeds) * len(places)
@@ -264,14 +264,15 @@ def read_others(text: str) -> dict[str, pd.DataFrame]:
     return tables
 
 
-def note_of(config: ResolvedConfig, others: int) -> str:
+def note_of(config: ResolvedConfig, epochs: int, others: int) -> str:
     """What the table's figures are."""
-    joined_from = f"{others} other table{'s' if others > 1 else ''}"
-    beside = f" (these two hold for this run; cells of {joined_from} are as those runs found them)" if others else ""
+    tables = f"{others} other table{'s' if others > 1 else ''}"
+    beside = f" Cells of {tables} are as those runs found them, by their own images, epochs and machines."
     return (
         "Top-1 in %, the mean over seeds ± half of its 95 % interval (Student's t), and in brackets the mean seconds "
         "that quantizing took. First and last layer, and what only additions read: 8 bits, or as the others where they "
         f"are wider. Up to W{AFFINE_UP_TO} all weights have zero points, first and last layer's too, but for qat's. "
         f"Ranges and all that is learned come from {config.calibration_samples} images, none of them evaluated where "
-        f"the data set has a training split. Machine: {machine_line(choose_device(config.device))}{beside}."
+        f"the data set has a training split, on which {', '.join(TRAINED)} trains for {epochs} epochs. "
+        f"Machine: {machine_line(choose_device(config.device))}." + (beside if others else "")
     )
