@@ -23,11 +23,12 @@ additions that share a tensor with a layer such a copy of it.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jsonargparse
 import pandas as pd
@@ -45,24 +46,15 @@ from pytorch_quantizer.experiments.leaderboard import (
     METHODS,
     RESIDUALS,
     TRAINED,
-    Setting,
     parse_methods,
     parse_residuals,
     parse_seeds,
     parse_settings,
-    policy,
-    recipe_of,
 )
-from pytorch_quantizer.experiments.leaderboard_table import (
-    COLUMNS,
-    joined,
-    markdown,
-    read_rows,
-    require_same_networks,
-)
+from pytorch_quantizer.experiments.leaderboard_cells import Planned
+from pytorch_quantizer.experiments.leaderboard_table import joined, markdown, read_rows, table_of, without
 from pytorch_quantizer.experiments.network_list import ARCH_HELP, CHECKPOINT_HELP, configs_of, parse_names
 from pytorch_quantizer.experiments.resources import Resources
-from pytorch_quantizer.experiments.trained_cell import measure_trained, trained_key
 from pytorch_quantizer.user_path import user_path
 
 THIS_RUN = "this run"
@@ -90,15 +82,6 @@ class Memory(Resources):
     resume: str | Path | None = None  # no flag
 
 
-class Cell(NamedTuple):
-    """A place of the table."""
-
-    method: str
-    setting: Setting
-    residual: str
-    seed: int
-
-
 @dataclass
 class Tables:
     """The three files: the cells of this run, and beside them those of ``others``, tables of other runs by file."""
@@ -108,10 +91,22 @@ class Tables:
     others: Mapping[str, pd.DataFrame]
     rows: list[dict[str, Any]] = field(default_factory=list)
 
-    def expect(self, config: ResolvedConfig, float32: Mapping[str, Any]) -> None:
-        """Raise InputError, before hours of work, where another table has this network otherwise. float32: its cell."""
-        network = {"dataset": config.dataset, "arch": config.arch, "fp32_top1": float32["top1"], "error": ""}
-        require_same_networks({THIS_RUN: pd.DataFrame([network | {"samples": float32["samples"]}]), **self.others})
+    def expect(self, planned: Sequence[Mapping[str, Any]]) -> None:
+        """Leave out of the others what this run has itself. planned: its rows as far as they are known before.
+
+        Raises InputError, before hours of work, as ``joined`` does, where they don't fit the others.
+        """
+        if self.others:
+            cells = table_of(planned)
+            self.others = {file: without(table, cells) for file, table in self.others.items()}
+            joined({THIS_RUN: cells, **self.others})
+
+    def take(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Write them with all these cells at once, where there are any, here or in the others."""
+        self.expect(rows)
+        self.rows += rows
+        if rows or self.others:
+            self.write()
 
     def add(self, row: dict[str, Any]) -> None:
         """Write them with one cell more."""
@@ -119,12 +114,10 @@ class Tables:
         self.write()
 
     def write(self) -> None:
-        """Write the three, each whole or not at all. Raises InputError as ``joined`` does."""
+        """Write the three, each whole or not at all."""
         from pytorch_quantizer.reports.pages import write_methods_page
 
-        table = pd.DataFrame(self.rows, columns=list(COLUMNS))
-        table = table.astype({"top1": float, "seconds": float, "samples": "Int64"})
-        table = joined({THIS_RUN: table, **self.others}) if self.others else table
+        table = joined({THIS_RUN: table_of(self.rows), **self.others}) if self.others else table_of(self.rows)
         for name, content in zip(FILES, (table.to_csv(index=False), markdown(table, self.note)), strict=False):
             write_atomically(self.folder / name, content.encode())
         write_methods_page(self.folder / FILES[-1], table)
@@ -147,19 +140,21 @@ def main(arguments: list[str] | None = None) -> int:
     others = {} if flags["join"] is None else read_others(flags["join"])
     tables = Tables(folder, note_of(configs[0], flags["epochs"], len(others)), others)
     store = CellStore(folder / "cells", any_code=flags["any_code"])
-    places = [*product(residuals, settings, methods)]
-    total = len(configs) * len(seeds) * len(places)
-    numbers = (f"{number}/{total}" for number in range(1, total + 1))
-    shown = sys.stderr.isatty()
-    for config in configs:
-        seeded = (replace(config, seed=seed) for seed in seeds)
-        networks = (Network(each, store, max_memory=max_memory, progress=shown) for each in seeded)
-        for row in measured(networks, places, flags["epochs"], numbers, tables.expect, kept_only=flags["kept_only"]):
-            tables.add(row)
-    if not tables.rows:
-        if not others:
+    cells = Planned(
+        [replace(config, seed=seed) for config in configs for seed in seeds],
+        [*product(residuals, settings, methods)],
+        flags["epochs"],
+        lru_cache(maxsize=1)(partial(Network, store=store, max_memory=max_memory, progress=sys.stderr.isatty())),
+    )
+    if flags["kept_only"]:
+        tables.take(list(cells.kept()))
+        if not tables.rows and not others:
             raise InputError(f"--kept-only: {store.folder} holds none of these cells; leave it out to compute them")
-        tables.write()
+    else:
+        floats = cells.floats()
+        tables.expect(list(cells.rows(floats)))
+        for row in cells.measured(floats):
+            tables.add(row)
     failed = sum(bool(row["error"]) for row in tables.rows)
     print((folder / "leaderboard.md").read_text(encoding="utf-8"))
     told = f"; {failed} cell{'s' * (failed > 1)} failed" if failed else ""
@@ -190,71 +185,6 @@ def parser() -> jsonargparse.ArgumentParser:
     add_flags(made, Config, "what to run")
     add_flags(made, Memory, "what learning may take")
     return made
-
-
-def measured(
-    networks: Iterable[Network],
-    places: Sequence[tuple[str, Setting, str]],
-    epochs: int,
-    numbers: Iterator[str],
-    expect: Callable[[ResolvedConfig, Mapping[str, Any]], None],
-    *,
-    kept_only: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """The rows as they come; prints each. networks: one under each seed. numbers: how a line names its place.
-
-    expect: is shown the float network's cell before the others are measured. kept_only: those that need no computing.
-    """
-    fp32 = None
-    for network in networks:
-        config = network.config
-        if fp32 is None:
-            fp32 = network.kept(None) if kept_only else network.measure(None)
-            if fp32 is None:
-                return
-            expect(config, fp32)
-            print(f"{config.arch} float32 {fp32['top1']:.2%}", flush=True)
-        for residual, setting, method in places:
-            cell, number = Cell(method, setting, residual, config.seed), next(numbers)
-            if not kept_only or is_kept(network, cell, epochs):
-                yield measure_cell(network, cell, fp32, epochs, number)
-
-
-def is_kept(network: Network, cell: Cell, epochs: int) -> bool:
-    """Whether a cell was computed before."""
-    try:
-        recipe = recipe_of(*cell)
-        trained = cell.method in TRAINED
-        key = trained_key(network, recipe, epochs, trained_in(network)) if trained else network.key_of(recipe)
-    except InputError:  # of a method that can't have these widths
-        return False
-    return network.store.read(key) is not None
-
-
-def trained_in(network: Network) -> Path:
-    """Where what training keeps lies."""
-    return network.store.folder / "trained"
-
-
-def measure_cell(network: Network, cell: Cell, fp32: dict[str, Any], epochs: int, number: str) -> dict[str, Any]:
-    """A row of the table; where the cell fails, with the error in place of a figure. number: as it is told, "3/7"."""
-    config = network.config
-    row: dict[str, Any] = dict.fromkeys(COLUMNS) | {"dataset": config.dataset, "arch": config.arch, "error": ""}
-    row |= {"method": cell.method, "residual": cell.residual, "seed": cell.seed, "fp32_top1": fp32["top1"]}
-    row |= {"weights": f"int{cell.setting.weights}", "activations": f"int{cell.setting.activations}"}
-    try:
-        recipe = recipe_of(*cell)
-        row |= policy(recipe)
-        trained = cell.method in TRAINED
-        found = measure_trained(network, recipe, epochs, trained_in(network)) if trained else network.measure(recipe)
-        row |= {name: found[name] for name in ("top1", "samples")} | {"seconds": found["quantizing_seconds"]}
-        told = f"{found['top1']:7.2%}  ({'kept' if found['kept'] else str(found['seconds']) + ' s'})"
-    except Exception as error:  # whatever it is: a table of hours goes on, and the row says it
-        row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        told = row["error"]
-    named = f"{config.arch} {cell.setting} {cell.residual} seed {cell.seed} {cell.method:<24}"
-    print(f"[{number}] {named} {told}", flush=True)
-    return row
 
 
 def read_others(text: str) -> dict[str, pd.DataFrame]:

@@ -32,7 +32,8 @@ PACKAGE = Path(__file__).parents[1]
 # What can't change a number: reports, the command lines, training.
 SILENT = (
     *("atomic.py", "command_line.py", "flag_parser.py", "commands", "logbook", "reports", "sweeps", "training"),
-    *("experiments/leaderboard.py", "experiments/leaderboard_table.py", "experiments/trained_cell.py"),
+    *(f"experiments/leaderboard{part}.py" for part in ("", "_cells", "_table")),
+    "experiments/trained_cell.py",
     *("experiments/ablation.py", "experiments/cells.py", "experiments/report.py", "experiments/sensitivity_report.py"),
     *("experiments/model_files.py", "experiments/quantizing.py", "experiments/saved_model.py", "experiments/speed.py"),
     # Rows, weights and images are in the cells' keys.
@@ -118,13 +119,14 @@ class Network:
         model = made()
         quantizing = time.perf_counter() - start
         evaluation = evaluate(model, self.evaluated, device=self.device, progress=self.progress)
+        calibrated = [] if key["recipe"] is None else self.calibration.skipped
         values = {
             "top1": evaluation.top1,
             "top5": evaluation.top5,
             "top1_interval": list(evaluation.top1_interval),
             "correct": round(evaluation.top1 * evaluation.samples),
             "samples": evaluation.samples,
-            "skipped_images": list(dict.fromkeys([*self.test.skipped, *self.calibration.skipped])),
+            "skipped_images": list(dict.fromkeys([*self.test.skipped, *calibrated])),
             "seconds": round(time.perf_counter() - start, 1),
             "quantizing_seconds": round(quantizing, 1),
         }

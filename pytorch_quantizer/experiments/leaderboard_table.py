@@ -16,19 +16,33 @@ from pytorch_quantizer.experiments.leaderboard import METHODS, RESIDUALS
 
 COLUMNS = (
     *("dataset", "arch", "method", "weights", "activations", "seed", "top1", "fp32_top1", "first_last", "residual"),
-    *("granularity", "weight_grid", "deployable", "seconds", "samples", "error"),
+    *("granularity", "weight_grid", "deployable", "seconds", "samples", "calibration_images", "epochs"),
+    *("float_weights", "error"),
 )
-NOT_TEXT = ("top1", "fp32_top1", "seconds", "samples", "deployable")  # what a cell that failed may lack
-SHARE = r"[01](\.\d*)?(e-\d+)?"
-RULES = {  # of cells, as text, in a file of rows
+TYPES = {  # of columns of numbers, any of which may be missing
+    **dict.fromkeys(("top1", "fp32_top1", "seconds"), "float64"),
+    **dict.fromkeys(("samples", "calibration_images", "epochs"), "Int64"),
+}
+MAY_LACK = (*TYPES, "deployable")  # empty is missing there, elsewhere text
+NEEDED = ("top1", "fp32_top1", "seconds", "samples")  # of a cell that didn't fail
+TEXTS = {  # of columns in a file of rows
     **{"weights": r"int\d+", "activations": r"int\d+", "seed": r"\d+", "residual": "|".join(RESIDUALS)},
-    **{"top1": f"{SHARE}|nan", "fp32_top1": SHARE, "seconds": r"[\d.]+|nan"},
+    **{"float_weights": "[0-9a-f]+"},
 }
 POLICY = ["first_last", "granularity", "weight_grid", "deployable"]  # what a method has at a width, by its version
+DRAWN = ["calibration_images", "epochs"]  # what a run learned from
 GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
+CELL = [*GROUP, "seed"]
+SUMMARY = (
+    *(*GROUP, "top1", "half_interval", "seconds", "seeds", "failed", "samples"),
+    *("fp32_top1", "first_last", "granularity", "deployable"),
+)
 LEVEL = 0.95  # of the interval of a mean over seeds
-# A float network's top-1 on two machines, whose sums round otherwise, may differ by a share, or of few images by these.
-FLOAT_MARGIN, FLOAT_IMAGES = 1e-3, 2
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Rows of COLUMNS as a table."""
+    return pd.DataFrame(rows, columns=list(COLUMNS)).astype(TYPES)
 
 
 def read_rows(path: Path) -> pd.DataFrame:
@@ -36,35 +50,46 @@ def read_rows(path: Path) -> pd.DataFrame:
     if path.is_dir():
         raise InputError(f"{path} is a folder: give the leaderboard.csv in it")
     try:
-        table = pd.read_csv(
-            path, dtype={"samples": "Int64"}, keep_default_na=False, na_values={name: [""] for name in NOT_TEXT}
-        )
+        lacking = {name: [""] for name in MAY_LACK}
+        table = pd.read_csv(path, dtype={"float_weights": str}, keep_default_na=False, na_values=lacking)
     except (OSError, ValueError) as error:  # pandas' errors of damaged files are ValueErrors
         raise InputError(f"can't read {path}: {' '.join(str(error).split())}") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: give the leaderboard.csv of this version")
-    for name, rule in RULES.items():
-        wrong = table.loc[~table[name].map(str).str.fullmatch(rule), name]
-        if len(wrong):
-            raise InputError(f"{path}: {name} must be as pq leaderboard writes it, got {wrong.iloc[0]!r}")
-    if (table["top1"].isna() & (table["error"] == "")).any():
-        raise InputError(f"{path}: top1 must be there wherever error is empty")
-    return table[list(COLUMNS)]
+    for name, rule in TEXTS.items():
+        _require(path, table, name, table[name].map(str).str.fullmatch(rule))
+    _require(path, table, "deployable", table["deployable"].isin([True, False]) | table["deployable"].isna())
+    for name, kind in TYPES.items():
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        lacks = table[name].isna() & ((table["error"] != "") | (name not in NEEDED))
+        most = 1.0 if name in ("top1", "fp32_top1") else math.inf
+        whole = (numbers % 1 == 0) | (kind == "float64")
+        _require(path, table, name, lacks | (numbers.between(0, most) & whole))
+    return table[list(COLUMNS)].astype(TYPES)
+
+
+def _require(path: Path, table: pd.DataFrame, name: str, right: pd.Series) -> None:
+    wrong = table.loc[~right.astype(bool), name]
+    if len(wrong):
+        shown = "nothing" if pd.isna(wrong.iloc[0]) else str(wrong.iloc[0])
+        raise InputError(f"{path}: {name} must be as pq leaderboard writes it, got {shown}")
 
 
 def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The cells of several tables as one table; of a cell that several hold, the first's that didn't fail.
 
     tables: by their names in messages, COLUMNS, a row a cell. Networks stand in the order they come in, then narrow
-    before wide, wide types before narrow ones, methods as METHODS, seeds. Raises InputError as
-    ``require_same_networks``, and where seeds of a method would be of several policies.
+    before wide, wide types before narrow ones, methods as METHODS, seeds. Raises InputError where a network has other
+    weights, or was evaluated on another number of images, in one table than in another, and where seeds of a method
+    would be of several policies, or have learned from other numbers of images or epochs.
     """
-    require_same_networks(tables)
-    filled = [table for table in tables.values() if len(table)]
-    if not filled:
+    named = [table.assign(table=name) for name, table in tables.items() if len(table)]
+    if not named:
         return next(iter(tables.values()))
-    rows = pd.concat(filled, ignore_index=True)
+    rows = pd.concat(named, ignore_index=True)
+    for _, part in rows.groupby(["dataset", "arch"], sort=False):
+        _require_same_network(part)
     keys = {
         "network": rows.groupby(["dataset", "arch"], sort=False).ngroup(),
         "residual": _ranks(rows["residual"], RESIDUALS),
@@ -74,43 +99,40 @@ def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     }
     order = pd.DataFrame(keys).assign(seed=rows["seed"], failed=rows["error"] != "")
     order = order.sort_values([*order.columns], kind="stable")
-    cells = rows.loc[order.index].drop_duplicates([*GROUP, "seed"]).reset_index(drop=True)
-    for key, part in _groups(cells[cells["error"] == ""]):
-        _require_one_policy(key, part)
-    return cells
+    cells = rows.loc[order.index].drop_duplicates(CELL).reset_index(drop=True)
+    for _, part in _groups(cells[cells["error"] == ""]):
+        _require_one_policy(part)
+    return cells[list(COLUMNS)]
 
 
-def require_same_networks(tables: Mapping[str, pd.DataFrame]) -> None:
-    """Raise InputError where a network isn't the same one in all tables, or was evaluated on another number of images.
-
-    tables: by their names in messages, each with dataset, arch, fp32_top1, samples and error. Float top-1 may differ as
-    it does between machines.
-    """
-    first: dict[tuple[str, str], tuple[str, float, int]] = {}
-    for name, table in tables.items():
-        measured = table[table["error"] == ""].drop_duplicates(["dataset", "arch", "fp32_top1", "samples"])
-        columns = (measured[column] for column in ("dataset", "arch", "fp32_top1", "samples"))
-        for dataset, arch, top1, samples in zip(*columns, strict=True):
-            other, known, images = first.setdefault((dataset, arch), (name, top1, samples))
-            difference = round(abs(known - top1) * samples)
-            if images != samples or difference > max(FLOAT_IMAGES, FLOAT_MARGIN * samples):
-                raise InputError(
-                    f"--join: tables must be of the same weights and test images; of {arch} on {dataset} {other} has "
-                    f"{known:.2%} right of {images:.0f} images in float32, {name} {top1:.2%} of {samples:.0f}: "
-                    "leave one of them out"
-                )
+def without(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a table but for those of these cells. cells: CELL."""
+    return table[~pd.MultiIndex.from_frame(table[CELL]).isin(pd.MultiIndex.from_frame(cells[CELL]))]
 
 
-def _require_one_policy(key: Sequence[str], rows: pd.DataFrame) -> None:
-    """A mean over seeds is of one thing."""
-    _, arch, method, weights, activations, residual = key
-    for name in POLICY:
-        values = dict(zip(rows[name].astype(str), rows["seed"], strict=True))
+def _require_same_network(rows: pd.DataFrame) -> None:
+    """A network is one thing, and so are the images that it is evaluated on. rows: its own, and table."""
+    for name, what in (("float_weights", "weights (SHA-256)"), ("samples", "number of test images")):
+        known = rows[rows[name].notna() & (rows[name].astype(str) != "")].drop_duplicates(name)
+        if len(known) > 1:
+            said = " and ".join(f"{value} in {table}" for value, table in zip(known[name], known["table"], strict=True))
+            network = f"{rows['arch'].iloc[0]} on {rows['dataset'].iloc[0]}"
+            raise InputError(f"--join: tables must be of one network, {network} has another {what}: {said}")
+
+
+def _require_one_policy(rows: pd.DataFrame) -> None:
+    """A mean over seeds is of one thing. rows: those of a group, and table."""
+    for name in (*POLICY, *DRAWN):
+        values = rows.drop_duplicates(name)
         if len(values) > 1:
-            said = " and ".join(f"{value!r} (seed {seed})" for value, seed in values.items())
+            said = " and ".join(
+                f"{'none' if pd.isna(value) else value} (seed {seed}, {table})"
+                for value, seed, table in zip(values[name], values["seed"], values["table"], strict=True)
+            )
+            _, arch, method, weights, activations, residual = rows[GROUP].iloc[0]
             raise InputError(
                 f"--join: {method} of {weights} {activations} {residual} on {arch} has {name} {said}: "
-                "measure all seeds again, or leave out the table of the older version"
+                "measure all its seeds alike, or leave a table out"
             )
 
 
@@ -130,7 +152,8 @@ def summary(rows: pd.DataFrame) -> pd.DataFrame:
     rows: COLUMNS, a row a cell. Columns: GROUP, top1, half_interval (Student's t; NaN of one seed), seeds, failed,
     seconds (the mean), samples (that each evaluated), fp32_top1, first_last, granularity, deployable.
     """
-    return pd.DataFrame([_summed(dict(zip(GROUP, key, strict=True)), cells) for key, cells in _groups(rows)])
+    made = [_summed(dict(zip(GROUP, key, strict=True)), cells) for key, cells in _groups(rows)]
+    return pd.DataFrame(made, columns=list(SUMMARY))
 
 
 def markdown(rows: pd.DataFrame, note: str) -> str:
@@ -138,7 +161,7 @@ def markdown(rows: pd.DataFrame, note: str) -> str:
     parts = [f"# Every method at every width\n\n{note}"]
     table = summary(rows)
     for (dataset, arch, residual), part in table.groupby(["dataset", "arch", "residual"], sort=False):
-        float32 = f"float32 {100 * part['fp32_top1'].iloc[0]:.2f} %"
+        float32 = f"float32 {100 * _first_known(part['fp32_top1']):.2f} %"
         images = "".join(f" of {count} images" for count in part["samples"].dropna().unique())
         heading = f"## {arch} on {dataset}, {residual} residual stream: {float32}{images}"
         parts += [heading, _table(part)]
@@ -158,9 +181,18 @@ def _summed(key: dict[str, Any], cells: pd.DataFrame) -> dict[str, Any]:
         from scipy.stats import t as student
 
         half = float(student.ppf((1 + LEVEL) / 2, len(tops) - 1) * tops.std() / math.sqrt(len(tops)))
-    same = {name: cells[name].iloc[0] for name in ("fp32_top1", "first_last", "granularity", "deployable")}
-    counts = {"seeds": len(tops), "failed": int((cells["error"] != "").sum()), "samples": cells["samples"].max()}
+    same = {name: _first_known(cells[name]) for name in ("fp32_top1", "first_last", "granularity", "deployable")}
+    counts = {
+        "seeds": len(tops),
+        "failed": int((cells["error"] != "").sum()),
+        "samples": _first_known(cells["samples"]),
+    }
     return key | {"top1": tops.mean(), "half_interval": half, "seconds": cells["seconds"].mean()} | counts | same
+
+
+def _first_known(values: pd.Series) -> Any:
+    """What rows have in common; cells that failed may lack it."""
+    return next(iter(values.dropna()), None)
 
 
 def _table(part: pd.DataFrame) -> str:
@@ -169,7 +201,7 @@ def _table(part: pd.DataFrame) -> str:
     lines = [["method", "deployable", *settings], ["---"] * (len(settings) + 2)]
     for method, row in shown.groupby("method", sort=False):
         cells = {cell["setting"]: _shown(cell) for cell in row.to_dict("records")}
-        deployable = "yes" if row["deployable"].iloc[0] else "no"
+        deployable = {True: "yes", False: "no", None: "–"}[_first_known(row["deployable"])]
         lines.append([str(method), deployable, *(cells.get(setting, "–") for setting in settings)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

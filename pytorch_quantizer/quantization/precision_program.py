@@ -19,7 +19,7 @@ Array = npt.NDArray[np.float64]
 TRIES = 8  # of a program whose solution exceeds a budget by the solver's tolerance
 NODES = 2000  # that the solver looks at, where it hasn't proved before that nothing is better: some seconds
 STOPPED = 4  # what scipy calls a solution that a limit of nodes ended
-LOOSE_GAP = 0.01  # of a program of which that many nodes give no solution at all
+LOOSE_GAP, MORE_NODES = 0.01, 10 * NODES  # of a program of which those nodes give no solution at all
 TOLERANCE = 2e-6  # of the solver, in units of a budget's largest cost, and a little more
 
 
@@ -62,7 +62,8 @@ def solve_widths(errors: Sequence[Sequence[float]], budgets: Sequence[Budget]) -
     tensors whose bits multiply has a variable for each pair of widths, whose sums over one are the other's choice:
     exact, and its relaxation is tight. Solved twice, the second time in units of the first solution, whose gap is then
     relative. Where NODES nodes of the search tree prove no optimum, as under bit operations of dozens of layers, the
-    best that was found is taken.
+    best that was found is taken; where they find nothing, what MORE_NODES do within LOOSE_GAP of the optimum, or else
+    the fewest bits.
     Raises InputError where no choice keeps a budget.
     """
     rows = [np.asarray(row, dtype=np.float64) for row in errors]
@@ -71,9 +72,11 @@ def solve_widths(errors: Sequence[Sequence[float]], budgets: Sequence[Budget]) -
     _check_feasible(rows, budgets)
     program = _Program(rows, budgets)
     largest = max(float(row[np.isfinite(row)].max()) for row in rows)
-    chosen = program.solve(largest or 1.0)
-    found = sum(float(row[column]) for row, column in zip(rows, chosen, strict=True))
-    return program.solve(found) if 0 < found < largest else chosen
+    found = [program.fewest(), program.solve(largest or 1.0)]
+    least = min(map(program.error, filter(None, found)))
+    if 0 < least < largest:
+        found.append(program.solve(least))
+    return min(filter(None, found), key=program.error)
 
 
 def _check_feasible(rows: list[Array], budgets: Sequence[Budget]) -> None:
@@ -103,8 +106,16 @@ class _Program:
         self.pair_start = self.start[-1] + np.cumsum([0, *sizes])
         self.count = int(self.pair_start[-1])
 
-    def solve(self, unit: float) -> list[int]:
-        """The chosen column of each tensor, errors measured in ``unit``.
+    def error(self, chosen: Sequence[int]) -> float:
+        """Σ errors of these columns."""
+        return sum(float(row[column]) for row, column in zip(self.rows, chosen, strict=True))
+
+    def fewest(self) -> list[int]:
+        """The columns of the fewest bits, which keep the budgets if any do."""
+        return [int(np.flatnonzero(np.isfinite(row))[0]) for row in self.rows]
+
+    def solve(self, unit: float) -> list[int] | None:
+        """The chosen column of each tensor, errors measured in ``unit``; None where the solver found nothing.
 
         The solver keeps a budget to its tolerance only: where that is not enough it is asked for a little less.
         """
@@ -112,12 +123,12 @@ class _Program:
         for _ in range(TRIES):
             chosen = self._solve_once(unit, slack)
             if chosen is None:
-                break
+                return None
             over = np.array([budget.cost(chosen) > budget.limit for budget in self.budgets])
             if not over.any():
                 return chosen
             slack = np.where(over, 2 * slack + TOLERANCE, slack)
-        return [int(np.flatnonzero(np.isfinite(row))[0]) for row in self.rows]  # the fewest bits, which were checked
+        return None
 
     def _solve_once(self, unit: float, slack: Array) -> list[int] | None:
         values = np.concatenate(self.rows)
@@ -133,7 +144,7 @@ class _Program:
         }
         result = milp(**problem, options={"mip_rel_gap": 0.0, "node_limit": NODES})
         if result.x is None and result.status == STOPPED:
-            result = milp(**problem, options={"mip_rel_gap": LOOSE_GAP})
+            result = milp(**problem, options={"mip_rel_gap": LOOSE_GAP, "node_limit": MORE_NODES})
         if result.x is None:
             return None
         return [int(np.argmax(result.x[a:b])) for a, b in zip(self.start[:-1], self.start[1:], strict=True)]

@@ -98,11 +98,14 @@ class TestKeptOnly:
         start(folder)  # the others are still there
         assert computed == []
 
-    def test_nothing_is_computed_for_it_not_even_in_float(self, tmp_path, monkeypatch):
+    def test_nothing_is_computed_for_it_not_even_in_float(self, tmp_path, monkeypatch, capsys):
         monkeypatch.setattr(cells, "evaluate", None)
         with pytest.raises(InputError, match="holds none of these cells"):
             start(tmp_path, "--kept-only")
         assert [*tmp_path.rglob("*.json")] == []
+        assert (
+            "resnet20 float32 isn't kept, and so no cell of it is shown: leave --kept-only" in capsys.readouterr().out
+        )
 
     def test_nothing_there_is_said(self, unbroken):
         with pytest.raises(InputError, match=r"--kept-only: .*cells holds none of these cells"):
@@ -140,10 +143,45 @@ class TestJoined:
     def test_of_another_network_is_said_before_a_cell_is_computed(self, other, tmp_path, computed):
         text = pd.read_csv(other).assign(samples=540)
         text.to_csv(other, index=False)
-        said = r"--join: .* of resnet20 on digits this run has .* of 20 images in float32, .*other\.csv .* of 540: "
+        said = (
+            r"--join: .* resnet20 on digits has another number of test images: 20 in this run and 540 in .*other\.csv"
+        )
         with pytest.raises(InputError, match=said):
             start(tmp_path, "--join", str(other))
         assert computed == []
+
+    def test_seeds_of_another_policy_may_all_be_measured_anew(self, unbroken, tmp_path):
+        folder, (_, table) = unbroken
+        table.assign(weight_grid="affine").to_csv(tmp_path / "old.csv", index=False)
+        code, found = start(folder, "--join", str(tmp_path / "old.csv"))
+        assert code == 0
+        assert set(found["weight_grid"]) == {"symmetric"}
+        assert len(found) == len(table)
+        code, found = start(folder, "--kept-only", "--join", str(tmp_path / "old.csv"))
+        assert (code, len(found)) == (0, len(table))
+
+    def test_but_not_some_of_them_which_is_told_before(self, unbroken, tmp_path, computed):
+        table = unbroken[1][1]
+        table.assign(weight_grid="affine").to_csv(tmp_path / "old.csv", index=False)
+        said = r"minmax of .* has weight_grid symmetric \(seed 0, this run\) and affine \(seed 1, .*old\.csv\)"
+        with pytest.raises(InputError, match=said):
+            start(tmp_path / "out", "--seeds", "0", "--join", str(tmp_path / "old.csv"))
+        assert computed == []
+
+    def test_a_cell_that_fails_here_is_not_hidden_by_another_s(self, unbroken, tmp_path, monkeypatch):
+        unbroken[1][1].to_csv(tmp_path / "old.csv", index=False)
+
+        def failing(*_, **__):
+            raise RuntimeError("a bug")
+
+        monkeypatch.setattr(cells, "quantize", failing)
+        only = ("--methods", "minmax", "--seeds", "0")
+        code, found = start(tmp_path / "out", *only, "--join", str(tmp_path / "old.csv"))
+        assert (code, len(found)) == (1, 4)
+        failed = found[found["error"] != ""]
+        assert list(zip(failed["method"], failed["seed"], failed["error"], strict=True)) == [
+            ("minmax", 0, "RuntimeError: a bug")
+        ]
 
 
 class TestResumed:

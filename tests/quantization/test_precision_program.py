@@ -77,22 +77,59 @@ def test_no_budget_takes_the_least_errors():
     assert solve_widths([[3.0, 1.0, 2.0], [1.0, 5.0, 0.0]], []) == [1, 2]
 
 
-@pytest.mark.parametrize("nodes", [0, 1])
-def test_where_no_optimum_is_proved_the_best_found_keeps_the_budgets(monkeypatch, nodes):
-    errors, budgets = problem(3, tensors=12)
-    best = total(errors, solve_widths(errors, budgets))
-    limits, real = [], precision_program.milp
+class TestWithoutAProof:
+    """A limit of nodes ends the search: what is given keeps the budgets all the same."""
 
-    def asked(*args, options, **program):
-        limits.append(options.get("node_limit"))
-        return real(*args, options=options, **program)
+    @pytest.fixture
+    def ends(self, monkeypatch):
+        """How each search ended: (status, whether anything was found)."""
+        seen, real = [], precision_program.milp
 
-    monkeypatch.setattr(precision_program, "milp", asked)
-    monkeypatch.setattr(precision_program, "NODES", nodes)
-    found = solve_widths(errors, budgets)
-    assert limits[0] == nodes
-    assert all(budget.cost(found) <= budget.limit for budget in budgets)
-    assert total(errors, found) <= 1.1 * best
+        def asked(**program):
+            result = real(**program)
+            seen.append((result.status, result.x is not None))
+            return result
+
+        monkeypatch.setattr(precision_program, "milp", asked)
+        return seen
+
+    def test_the_best_that_was_found_is_taken(self, monkeypatch, ends):
+        stopped = 0
+        for seed in range(4):
+            errors, [_, operations] = problem(seed, tensors=20)
+            best = total(errors, solve_widths(errors, [operations]))
+            ends.clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(precision_program, "NODES", 1)
+                found = solve_widths(errors, [operations])
+            stopped += (precision_program.STOPPED, True) in ends
+            assert operations.cost(found) <= operations.limit
+            assert total(errors, found) <= 1.1 * best
+        assert stopped
+
+    def test_where_nothing_was_found_a_looser_search_is_asked(self, monkeypatch, ends):
+        errors, budgets = problem(3, tensors=12)
+        best = total(errors, solve_widths(errors, budgets))
+        ends.clear()
+        monkeypatch.setattr(precision_program, "NODES", 0)
+        found = solve_widths(errors, budgets)
+        assert ends[0] == (precision_program.STOPPED, False)
+        assert all(budget.cost(found) <= budget.limit for budget in budgets)
+        assert total(errors, found) <= 1.1 * best
+
+    def test_where_that_finds_nothing_either_all_have_the_fewest_bits(self, monkeypatch):
+        errors, budgets = problem(3)
+        monkeypatch.setattr(precision_program, "NODES", 0)
+        monkeypatch.setattr(precision_program, "MORE_NODES", 0)
+        assert solve_widths(errors, budgets) == [0] * 5
+
+    def test_of_two_searches_the_better_is_taken(self, monkeypatch):
+        """The second, whose unit is the first's solution, is made to find something worse."""
+        errors, budgets = problem(3)
+        best = solve_widths(errors, budgets)
+        found = iter([best, [0] * 5])
+        monkeypatch.setattr(precision_program._Program, "solve", lambda *_: next(found))
+        assert solve_widths(errors, budgets) == best
 
 
 class TestErrors:
