@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import yaml
@@ -15,15 +16,7 @@ EXPONENT = re.compile(r"^[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)[eE][-+]?[0-9]+$")
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1, but 5e-3 and 1.5e3 are numbers; there they would be text. No key may stand twice, as YAML says."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """What the base gives. Raises yaml.YAMLError where a key stands twice, of which it would take the last."""
-        keys = [(key.value, key.start_mark.line + 1) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for index, (key, line) in enumerate(keys):
-            if key in dict(keys[:index]):
-                _require_comment(key, f" (line {line})")
-        return super().construct_mapping(node, deep)
+    """YAML 1.1, but 5e-3 and 1.5e3 are numbers; there they would be text."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -36,16 +29,32 @@ for _side in (_Loader, _Dumper):
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object. Raises yaml.YAMLError where a key stands twice."""
-    for index, (key, _) in enumerate(pairs):
-        if key in dict(pairs[:index]):
-            _require_comment(key)
+    _require_single((key, key, "") for key, _ in pairs)
     return dict(pairs)
 
 
-def _require_comment(key: str, where: str = "") -> None:
-    """Comments may stand as often as one likes."""
-    if not key.startswith("_"):
-        raise yaml.YAMLError(f"the key {key} stands twice{where}: leave one of them out")
+def _require_single_keys(node: yaml.Node | None) -> None:
+    """Raise yaml.YAMLError where a key of YAML stands twice, as written: what a merge brings may be set anew."""
+    left, seen = [node], set()
+    while left:
+        node = left.pop()
+        if isinstance(node, yaml.CollectionNode) and id(node) not in seen:
+            seen.add(id(node))
+            if isinstance(node, yaml.MappingNode):
+                keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+                _require_single(((key.tag, key.value), key.value, f" (line {key.start_mark.line + 1})") for key in keys)
+                left += [value for _, value in node.value]
+            else:
+                left += node.value
+
+
+def _require_single(keys: Iterable[tuple[Any, str, str]]) -> None:
+    """Raise yaml.YAMLError where one stands twice; comments may as often as one likes. keys: (key, as text, where)."""
+    seen = set()
+    for key, text, where in keys:
+        if key in seen and not text.startswith("_"):
+            raise yaml.YAMLError(f"the key {text} stands twice{where}: leave one of them out")
+        seen.add(key)
 
 
 def load_settings(text: str) -> Any:
@@ -60,6 +69,7 @@ def load_settings(text: str) -> Any:
         except ValueError:
             pass  # YAML's flow style begins so, too
     try:
+        _require_single_keys(yaml.compose(text, _Loader))
         return yaml.load(text, _Loader)
     except ValueError as error:  # of a date that is none, say
         raise yaml.YAMLError(str(error)) from error

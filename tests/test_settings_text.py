@@ -73,6 +73,12 @@ def test_but_comments_as_often_as_one_likes(text):
 
 def test_a_merged_key_may_be_set_anew():
     assert load_settings("x: &x {a: 1, b: 2}\ny: {<<: *x, a: 3}")["y"] == {"a": 3, "b": 2}
+    text = "x: &x {a: 1, b: 2}\nouter:\n  y: &y {<<: *x, a: 3}\nz: {<<: *y, c: 4}"
+    assert load_settings(text) == yaml.safe_load(text)
+
+
+def test_keys_of_two_kinds_are_two():
+    assert load_settings("{1: a, '1': b}") == {1: "a", "1": "b"}
 
 
 def test_keys_that_begin_with_an_underscore_are_comments_at_any_depth():

@@ -69,8 +69,13 @@ def width_errors(
 
 
 def _need(graph: fx.GraphModule, images: Sequence[Tensor], widths: int) -> Need:
-    needed = width_bytes(graph, images, widths, AT_ONCE * widths)
-    return Need(needed, "measuring what widths cost", "smaller batches or fewer correction_images take less")
+    counts = [len(batch) for batch in images]
+    fewer = [
+        *(["smaller batches"] if max(counts) > 1 else []),
+        *(["fewer correction_images"] if sum(counts) > 1 else []),
+    ]
+    remedy = f"{' or '.join(fewer)} take less" if fewer else ""
+    return Need(width_bytes(graph, images, widths, AT_ONCE * widths), "measuring what widths cost", remedy)
 
 
 def _errors(

@@ -24,9 +24,9 @@ from pytorch_quantizer.export.foreign import find_foreign
 from pytorch_quantizer.export.model_description import VALUES_A_BYTE, Tensors, build_model, describe_model
 from pytorch_quantizer.export.plain_values import Description
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
+from pytorch_quantizer.packed_mark import KEY
 from pytorch_quantizer.user_path import user_path
 
-KEY = "pytorch_quantizer"  # of the file's metadata: {"version", "checksum"}
 DESCRIPTION = "description"  # the tensor that holds everything that is no tensor: JSON, zlib, uint8
 MOST_TEXT = 2**24  # bytes of JSON; a description of a thousand operations takes one or two million
 VERSION = 2

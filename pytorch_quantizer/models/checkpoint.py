@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import GoogLeNet, Inception3
 
 from pytorch_quantizer.errors import InputError, first_line
-from pytorch_quantizer.export.checkpoint import KEY as PACKED
+from pytorch_quantizer.packed_mark import is_packed
 from pytorch_quantizer.user_path import user_path
 
 StateDict = OrderedDict[str, Tensor]
@@ -40,10 +40,12 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     number; after a misfit the model's weights are not to be used.
     """
     path = user_path(path)
-    content = _read(path)
-    if path.suffix == ".safetensors":
-        _require_float(path)
-    load_state(model, content, source=str(path))
+    if is_packed(path):
+        raise InputError(
+            f"{path} is a packed checkpoint of a quantized model, which pq.load reads: "
+            "give the weights of the float network that it was made from"
+        )
+    load_state(model, _read(path), source=str(path))
 
 
 def load_state(model: nn.Module, content: Any, *, source: str) -> None:
@@ -83,15 +85,6 @@ def _read(path: Path) -> Any:
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError) as error:
         raise InputError(f"{path} can't be read as a checkpoint ({first_line(error)}): get it anew") from error
-
-
-def _require_float(path: Path) -> None:
-    with safe_open(path, framework="pt") as file:
-        if PACKED in (file.metadata() or {}):
-            raise InputError(
-                f"{path} is a packed checkpoint of a quantized model, which pq.load reads: "
-                "give the weights of the float network that it was made from"
-            )
 
 
 def _state_dict(content: Any, source: str) -> StateDict:

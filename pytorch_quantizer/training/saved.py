@@ -30,7 +30,6 @@ from pytorch_quantizer.training.pupil import Pupil
 # Settings that don't decide what comes out.
 ELSEWHERE = ("data", "download", "workers", "resume", "output", "tensorboard", "mlflow")
 DIGEST = "digest"  # of the state, a tensor in it
-MOST_SHOWN = 4  # settings in a message
 RANDOM, CUDA_RANDOM = "random_state", "cuda_random_state"  # of torch's own generators, which dropout draws from
 
 
@@ -139,12 +138,11 @@ def changed_settings(known: Mapping[str, Any], identity: Mapping[str, Any]) -> s
     """
     known = _completed(known)
     others = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
-    if ("recipe" in known) != ("recipe" in identity):  # one is of training in float: that says it all
-        name = "recipe" if "recipe" in known else "recipe.name"
-        others = [name, *(other for other in others if not other.startswith("recipe."))]
-    shown = [f"{name} {_shown(known.get(name))}" for name in others[:MOST_SHOWN]]
-    more = len(others) - len(shown)
-    return ", ".join([*shown, f"and {more} more"] if more > 0 else shown)
+    in_float = ("recipe" in known) != ("recipe" in identity)  # one of the two
+    if in_float or "recipe.name" in others:  # by which a recipe's fields are known
+        others = [name for name in others if not name.startswith("recipe.")]
+        others.append("recipe" if "recipe" in known else "recipe.name")
+    return ", ".join(f"{name} {_shown(known.get(name))}" for name in others)
 
 
 def _completed(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -188,6 +188,12 @@ class TestWhatComesBeforeLearning:
         ):
             learned(recipe, batches=LARGE, max_memory=60 * 2**20)
 
+    def test_nothing_is_fewer_than_one_image_for_widths(self):
+        mixed = {"mixed_precision": "weights", "mixed_precision_criterion": "measured", "correction_images": 1}
+        with pytest.raises(InputError, match=r"measuring what widths cost takes, got 1 MiB(;|$)") as stopped:
+            learned(SHORT.replace(**mixed), max_memory=2**20)
+        assert "correction_images" not in str(stopped.value)
+
     @pytest.mark.parametrize("stage", ["reconstruction", "tuning"])
     def test_nothing_is_smaller_than_a_batch_of_one(self, stage):
         off = {"reconstruction": "none", "tuning_epochs": 1} if stage == "tuning" else {}
@@ -209,7 +215,7 @@ class TestWhatComesBeforeLearning:
                 r"choosing \w+\.weight by its outputs takes, got 1 MiB; weight_clip mse takes",
             ),
             (
-                {"mixed_precision": "weights", "mixed_precision_criterion": "measured", "correction_images": 1},
+                {"mixed_precision": "weights", "mixed_precision_criterion": "measured", "correction_images": 2},
                 "measuring what widths cost takes, got 1 MiB; smaller batches or fewer correction_images",
             ),
         ],

@@ -117,11 +117,12 @@ class TestMisfits:
             create_model("resnet20", checkpoint=path)
 
 
-def test_a_quantized_model_s_file_is_told_by_what_it_is(tmp_path, trained):
-    quantized = pq.quantize(trained, "dynamic_w8")
-    pq.save(quantized, tmp_path / "weights.safetensors")
-    with pytest.raises(InputError, match=r"weights\.safetensors is a packed checkpoint .*which pq\.load reads: give"):
-        create_model("resnet20", checkpoint=tmp_path / "weights.safetensors")
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pth"])
+def test_a_quantized_model_s_file_is_told_by_what_it_is(tmp_path, trained, name):
+    path = tmp_path / name
+    pq.save(pq.quantize(trained, "dynamic_w8"), path)
+    with pytest.raises(InputError, match=rf"{name} is a packed checkpoint .*which pq\.load reads: give"):
+        create_model("resnet20", checkpoint=path)
 
 
 class TestNoCheckpoints:

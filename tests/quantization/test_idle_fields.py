@@ -82,6 +82,10 @@ class TestWithChanges:
         assert with_changes(self.MIXED, {"mixed_precision": "none"}) == pq.Recipe()
         assert with_changes(self.MIXED, {"clip": "mse"}) == self.MIXED.replace(clip="mse")
 
+    def test_a_budget_of_weights_ends_where_only_activations_are_mixed(self):
+        changed = with_changes(self.MIXED, {"mixed_precision": "activations"})
+        assert changed == self.MIXED.replace(mixed_precision="activations", mixed_precision_size=None)
+
     @pytest.mark.parametrize("how", ["changed", "asked"])
     def test_a_budget_that_was_asked_for_is_refused_without_it(self, how):
         changes = {"mixed_precision": "none"} | ({"mixed_precision_size": 0.2} if how == "changed" else {})

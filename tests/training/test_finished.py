@@ -154,14 +154,11 @@ class TestOfAnOlderVersion:
         assert changed_settings(floating, quantized) == "recipe None"
         assert changed_settings(quantized, floating) == "recipe.name 'custom'"
 
-    def test_of_many_settings_some_are_named(self, tmp_path):
+    def test_another_recipe_is_told_by_its_name_and_one_of_the_same_name_by_its_fields(self, tmp_path):
         known = self.identity(tmp_path)
-        now = known | {name: "other" for name in known if name.startswith("recipe.reconstruction")}
-        said = changed_settings(known, now)
-        assert said.startswith("recipe.reconstruction 'none', recipe.reconstruction_")
-        count = len([name for name in known if name.startswith("recipe.reconstruction")])
-        assert said.endswith(f", and {count - 4} more")
-        assert said.count(",") == 4
+        changed = known | {"recipe.clip": "mse", "recipe.weights": "int2"}
+        assert changed_settings(known, changed) == "recipe.weights 'int4', recipe.clip 'minmax'"
+        assert changed_settings(known, changed | {"recipe.name": "mine", "seed": 5}) == "seed 0, recipe.name 'custom'"
 
 
 class TestOtherSettings:
