@@ -98,7 +98,7 @@ def kept_float(network: Network) -> dict[str, Any]:
     found = network.kept(None)
     if found is None:
         arch = network.config.arch
-        print(f"{arch} float32 isn't kept, and so no cell of it is shown: leave --kept-only out to measure it")
+        print(f"{arch} float32 isn't kept, and so no cell of it is taken: leave --kept-only out to measure it")
     return {} if found is None else told_float(network, found)
 
 

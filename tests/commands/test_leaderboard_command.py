@@ -104,7 +104,7 @@ class TestKeptOnly:
             start(tmp_path, "--kept-only")
         assert [*tmp_path.rglob("*.json")] == []
         assert (
-            "resnet20 float32 isn't kept, and so no cell of it is shown: leave --kept-only" in capsys.readouterr().out
+            "resnet20 float32 isn't kept, and so no cell of it is taken: leave --kept-only" in capsys.readouterr().out
         )
 
     def test_nothing_there_is_said(self, unbroken):
