@@ -39,6 +39,7 @@ from pytorch_quantizer.training.config import (
 from pytorch_quantizer.training.epoch_log import EXPERIMENT, EpochLog, log_training
 from pytorch_quantizer.training.pupil import Pupil, make_pupil
 from pytorch_quantizer.training.saved import identity_of, load_state, load_weights, save_state, save_weights
+from pytorch_quantizer.user_warnings import warn_user
 
 
 @dataclass
@@ -62,9 +63,11 @@ def train(config: TrainingConfig, *, progress: bool = True) -> dict[str, Any]:
     without; and the network of the best so far, by the validation images. After its end the same call trains again:
     finished_report tells whether there is anything to do. The test split is measured once, of what is written; nothing
     is chosen by it. Raises InputError for data or a device that isn't there, for a file that it reads and would write
-    over, for a state of other settings or whose best network is gone, and for a loss that stops being a number.
+    over, for a state of other settings or whose best network is gone, and for a loss that stops being a number. Warns
+    of a warm-up that never ends.
     """
     start = time.perf_counter()
+    _warn_of_warmup(config)
     require_kept(config)
     require_writable(weights_path(config))
     logbooks = open_logbooks(LogFlags(config.tensorboard, config.mlflow), EXPERIMENT)
@@ -90,6 +93,14 @@ def split_validation(data: ImageDataset, fraction: float, seed: int) -> tuple[Su
     order = torch.randperm(len(data), generator=Generator().manual_seed(seed)).tolist()
     kept_out = round(len(data) * fraction)
     return Subset(data, order[kept_out:]), Subset(data, order[:kept_out]) if kept_out else None
+
+
+def _warn_of_warmup(config: TrainingConfig) -> None:
+    if config.warmup_epochs >= config.epochs:
+        warn_user(
+            f"warmup_epochs {config.warmup_epochs:g} of epochs {config.epochs}: the learning rate only rises, to less "
+            f"than {config.learning_rate}; set warmup_epochs lower, or more epochs"
+        )
 
 
 def _check_keep(config: TrainingConfig, validation: Subset[Any] | None) -> None:

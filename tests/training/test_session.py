@@ -1,6 +1,7 @@
 """Training repeats to the bit, never learns from the test images, and writes whole files."""
 
 import json
+import warnings
 from itertools import pairwise
 from pathlib import Path
 
@@ -92,6 +93,18 @@ class TestImageSize:
     def test_none_at_all(self, small):
         with pytest.raises(InputError, match="image_size must be at least 1, got 0"):
             config_of(small, image_size=0)
+
+
+class TestWarmUp:
+    @pytest.mark.parametrize(("warmup", "warns"), [(1, True), (2.5, True), (0.5, False)])
+    def test_one_that_takes_all_epochs_is_told(self, small, warmup, warns):
+        config = config_of(small, epochs=1, warmup_epochs=warmup, learning_rate=0.05)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            train(config, progress=False)
+        said = [str(warning.message) for warning in caught if "warmup_epochs" in str(warning.message)]
+        told = f"warmup_epochs {warmup:g} of epochs 1: the learning rate only rises, to less than 0.05; "
+        assert [sentence.startswith(told) for sentence in said] == [True] * warns
 
 
 class TestMistakes:
