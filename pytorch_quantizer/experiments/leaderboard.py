@@ -18,7 +18,7 @@ from pytorch_quantizer.quantization.recipe import Recipe
 
 DEFAULT_SETTINGS = "W8A8,W8A4,W4A8,W4A4,W3A3,W2A4,W2A2"
 RESIDUALS = {"narrow": False, "wide": True}  # block outputs as additions read them: the activations' bits, or 8
-AFFINE_UP_TO = 2  # bits: there all weights' grids have zero points, as symmetric narrow ones have three of four levels
+AFFINE_UP_TO = 3  # bits: there all weights' grids have zero points; symmetric narrow ones have 3 of 4 levels, or 7 of 8
 
 BEST_RANGES = {"clip": "mse", "weight_clip": "output_mse"}
 STATISTICAL = {**BEST_RANGES, "activation_correction": "both"}

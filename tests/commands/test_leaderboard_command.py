@@ -67,7 +67,7 @@ def test_a_table_and_a_picture_beside_it(unbroken):
     assert "| second order | yes | " in text
     assert "Ranges and all that is learned come from 32 images" in text
     assert "on which qat trains for 20 epochs. Machine: " in text
-    assert "Up to W2 all weights have zero points" in text
+    assert "Up to W3 all weights have zero points" in text
     assert re.search(r"Machine: .*, \d+ cores?, \d+ threads?, ", text)
     assert "<html" in (unbroken[0] / "leaderboard.html").read_text()
 
@@ -152,18 +152,18 @@ class TestJoined:
 
     def test_seeds_of_another_policy_may_all_be_measured_anew(self, unbroken, tmp_path):
         folder, (_, table) = unbroken
-        table.assign(weight_grid="affine").to_csv(tmp_path / "old.csv", index=False)
+        table.assign(weight_grid="symmetric").to_csv(tmp_path / "old.csv", index=False)
         code, found = start(folder, "--join", str(tmp_path / "old.csv"))
         assert code == 0
-        assert set(found["weight_grid"]) == {"symmetric"}
+        assert set(found["weight_grid"]) == {"affine"}
         assert len(found) == len(table)
         code, found = start(folder, "--kept-only", "--join", str(tmp_path / "old.csv"))
         assert (code, len(found)) == (0, len(table))
 
     def test_but_not_some_of_them_which_is_told_before(self, unbroken, tmp_path, computed):
         table = unbroken[1][1]
-        table.assign(weight_grid="affine").to_csv(tmp_path / "old.csv", index=False)
-        said = r"minmax of .* has weight_grid symmetric \(seed 0, this run\) and affine \(seed 1, .*old\.csv\)"
+        table.assign(weight_grid="symmetric").to_csv(tmp_path / "old.csv", index=False)
+        said = r"minmax of .* has weight_grid affine \(seed 0, this run\) and symmetric \(seed 1, .*old\.csv\)"
         with pytest.raises(InputError, match=said):
             start(tmp_path / "out", "--seeds", "0", "--join", str(tmp_path / "old.csv"))
         assert computed == []

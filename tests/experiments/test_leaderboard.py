@@ -28,11 +28,11 @@ class TestRecipes:
         assert recipe.seed == 3
         assert {name: getattr(recipe, name) for name in METHODS[method]} == METHODS[method]
 
-    def test_two_bits_of_weights_get_their_fourth_level(self):
-        symmetric = {bits: recipe_of("mse", Setting(bits, 4), "narrow", 0).weight_symmetric for bits in (2, 3, 8)}
-        assert symmetric == {2: False, 3: True, 8: True}
-        grids = {bits: policy(recipe_of("mse", Setting(bits, 4), "narrow", 0))["weight_grid"] for bits in (2, 3)}
-        assert grids == {2: "affine", 3: "symmetric"}
+    def test_weights_of_few_bits_get_all_their_levels(self):
+        symmetric = {bits: recipe_of("mse", Setting(bits, 4), "narrow", 0).weight_symmetric for bits in (2, 3, 4, 8)}
+        assert symmetric == {2: False, 3: False, 4: True, 8: True}
+        grids = {bits: policy(recipe_of("mse", Setting(bits, 4), "narrow", 0))["weight_grid"] for bits in (3, 4)}
+        assert grids == {3: "affine", 4: "symmetric"}
 
     @pytest.mark.parametrize(
         ("name", "method", "setting", "residual"),
