@@ -52,7 +52,15 @@ from pytorch_quantizer.experiments.leaderboard import (
     parse_settings,
 )
 from pytorch_quantizer.experiments.leaderboard_cells import Planned
-from pytorch_quantizer.experiments.leaderboard_table import joined, markdown, read_rows, table_of, without
+from pytorch_quantizer.experiments.leaderboard_table import (
+    beside,
+    joined,
+    markdown,
+    read_rows,
+    require_fitting,
+    table_of,
+    without,
+)
 from pytorch_quantizer.experiments.network_list import ARCH_HELP, CHECKPOINT_HELP, configs_of, parse_names
 from pytorch_quantizer.experiments.resources import Resources
 from pytorch_quantizer.user_path import user_path
@@ -92,14 +100,13 @@ class Tables:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def expect(self, planned: Sequence[Mapping[str, Any]]) -> None:
-        """Leave out of the others what this run has itself. planned: its rows as far as they are known before.
+        """Raise InputError, before hours of work, where this run's rows won't fit the others that then stand beside.
 
-        Raises InputError, before hours of work, as ``joined`` does, where they don't fit the others.
+        planned: the rows as far as they are known before.
         """
         if self.others:
             cells = table_of(planned)
-            self.others = {file: without(table, cells) for file, table in self.others.items()}
-            joined({THIS_RUN: cells, **self.others})
+            require_fitting({THIS_RUN: cells, **{file: without(table, cells) for file, table in self.others.items()}})
 
     def take(self, rows: Sequence[dict[str, Any]]) -> None:
         """Write them with all these cells at once, where there are any, here or in the others."""
@@ -117,7 +124,9 @@ class Tables:
         """Write the three, each whole or not at all."""
         from pytorch_quantizer.reports.pages import write_methods_page
 
-        table = joined({THIS_RUN: table_of(self.rows), **self.others}) if self.others else table_of(self.rows)
+        table = table_of(self.rows)
+        if self.others:
+            table = joined({THIS_RUN: table, **{file: beside(other, table) for file, other in self.others.items()}})
         for name, content in zip(FILES, (table.to_csv(index=False), markdown(table, self.note)), strict=False):
             write_atomically(self.folder / name, content.encode())
         write_methods_page(self.folder / FILES[-1], table)
@@ -179,7 +188,7 @@ def parser() -> jsonargparse.ArgumentParser:
         "--join",
         default=None,
         help="tables of other runs, their leaderboard.csv with commas, whose cells stand beside; where several hold a "
-        "cell this run's is taken, else that of the file named first",
+        "cell this run's is taken, failed or not, else that of the first file in which it didn't fail",
     )
     add_report_flag(made)
     add_flags(made, Config, "what to run")
@@ -197,12 +206,12 @@ def read_others(text: str) -> dict[str, pd.DataFrame]:
 def note_of(config: ResolvedConfig, epochs: int, others: int) -> str:
     """What the table's figures are."""
     tables = f"{others} other table{'s' if others > 1 else ''}"
-    beside = f" Cells of {tables} are as those runs found them, by their own images, epochs and machines."
+    own = f" Cells of {tables} are as those runs found them, by their own grids, images, epochs and machines."
     return (
         "Top-1 in %, the mean over seeds ± half of its 95 % interval (Student's t), and in brackets the mean seconds "
         "that quantizing took. First and last layer, and what only additions read: 8 bits, or as the others where they "
         f"are wider. Up to W{AFFINE_UP_TO} all weights have zero points, first and last layer's too, but for qat's. "
         f"Ranges and all that is learned come from {config.calibration_samples} images, none of them evaluated where "
         f"the data set has a training split, on which {', '.join(TRAINED)} trains for {epochs} epochs. "
-        f"Machine: {machine_line(choose_device(config.device))}." + (beside if others else "")
+        f"Machine: {machine_line(choose_device(config.device))}." + (own if others else "")
     )

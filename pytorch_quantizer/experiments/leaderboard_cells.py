@@ -5,7 +5,6 @@ Which methods there are is leaderboard.py's, the tables of rows leaderboard_tabl
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -73,7 +72,7 @@ class Planned:
                     yield measure_cell(network, cell, row_of(floats[arch], cell, self.epochs), number)
 
     def _networks(self) -> Iterator[tuple[Network, list[tuple[str, Cell]]]]:
-        """Each network and seed, one at a time in memory, and its cells, each with its number among all: "3/7"."""
+        """Each network and seed, and its cells, each with its number among all: "3/7"."""
         total = len(self.configs) * len(self.places)
         numbers = (f"{number}/{total}" for number in range(1, total + 1))
         for config in self.configs:
@@ -88,7 +87,8 @@ def told_float(network: Network, found: Mapping[str, Any]) -> dict[str, Any]:
     """What the rows of a network have in common; prints its float accuracy. found: the float network's cell."""
     config = network.config
     print(f"{config.arch} float32 {found['top1']:.2%}", flush=True)
-    named = {"dataset": config.dataset, "arch": config.arch, "calibration_images": config.calibration_samples}
+    images = min(config.calibration_samples, len(network.calibration))
+    named = {"dataset": config.dataset, "arch": config.arch, "calibration_images": images}
     weights = network.key_of(None)["weights"][:DIGITS]
     return named | {"fp32_top1": found["top1"], "samples": found["samples"], "float_weights": weights}
 
@@ -107,10 +107,17 @@ def row_of(shared: Mapping[str, Any], cell: Cell, epochs: int) -> dict[str, Any]
     row: dict[str, Any] = dict.fromkeys(COLUMNS) | dict(shared) | {"error": ""}
     row |= {"method": cell.method, "residual": cell.residual, "seed": cell.seed}
     row |= {"weights": f"int{cell.setting.weights}", "activations": f"int{cell.setting.activations}"}
-    row |= {"epochs": epochs} if cell.method in TRAINED else {}
-    with suppress(InputError):  # of a method that can't have these widths
+    row |= {"epochs": epochs, "calibration_images": None} if cell.method in TRAINED else {}
+    try:
         row |= policy(recipe_of(*cell))
+    except InputError as error:  # of a method that can't have these widths
+        row["error"] = told_error(error)
     return row
+
+
+def told_error(error: Exception) -> str:
+    """An error as a row has it: its kind and what it says, in one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def is_kept(network: Network, cell: Cell, epochs: int) -> bool:
@@ -139,8 +146,7 @@ def measure_cell(network: Network, cell: Cell, row: dict[str, Any], number: str)
         row |= {name: found[name] for name in ("top1", "samples")} | {"seconds": found["quantizing_seconds"]}
         told = f"{found['top1']:7.2%}  ({'kept' if found['kept'] else str(found['seconds']) + ' s'})"
     except Exception as error:  # whatever it is: a table of hours goes on, and the row says it
-        row["error"] = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        told = row["error"]
+        told = row["error"] = told_error(error)
     named = f"{network.config.arch} {cell.setting} {cell.residual} seed {cell.seed} {cell.method:<24}"
     print(f"[{number}] {named} {told}", flush=True)
     return row

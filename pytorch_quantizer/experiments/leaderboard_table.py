@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from pytorch_quantizer.errors import InputError
@@ -24,13 +25,16 @@ TYPES = {  # of columns of numbers, any of which may be missing
     **dict.fromkeys(("samples", "calibration_images", "epochs"), "Int64"),
 }
 MAY_LACK = (*TYPES, "deployable")  # empty is missing there, elsewhere text
-NEEDED = ("top1", "fp32_top1", "seconds", "samples")  # of a cell that didn't fail
+NEEDED = ("fp32_top1", "samples")  # of every cell
+MEASURED = ("top1", "seconds")  # of one that didn't fail
 TEXTS = {  # of columns in a file of rows
     **{"weights": r"int\d+", "activations": r"int\d+", "seed": r"\d+", "residual": "|".join(RESIDUALS)},
     **{"float_weights": "[0-9a-f]+"},
 }
 POLICY = ["first_last", "granularity", "weight_grid", "deployable"]  # what a method has at a width, by its version
 DRAWN = ["calibration_images", "epochs"]  # what a run learned from
+# A float network's top-1 on two machines, whose sums round otherwise, may differ by a share, or of few images by these.
+FLOAT_MARGIN, FLOAT_IMAGES = 1e-3, 2
 GROUP = ["dataset", "arch", "method", "weights", "activations", "residual"]
 CELL = [*GROUP, "seed"]
 SUMMARY = (
@@ -62,7 +66,7 @@ def read_rows(path: Path) -> pd.DataFrame:
     _require(path, table, "deployable", table["deployable"].isin([True, False]) | table["deployable"].isna())
     for name, kind in TYPES.items():
         numbers = pd.to_numeric(table[name], errors="coerce")
-        lacks = table[name].isna() & ((table["error"] != "") | (name not in NEEDED))
+        lacks = table[name].isna() & (name not in NEEDED) & ((table["error"] != "") | (name not in MEASURED))
         most = 1.0 if name in ("top1", "fp32_top1") else math.inf
         whole = (numbers % 1 == 0) | (kind == "float64")
         _require(path, table, name, lacks | (numbers.between(0, most) & whole))
@@ -81,12 +85,16 @@ def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
     tables: by their names in messages, COLUMNS, a row a cell. Networks stand in the order they come in, then narrow
     before wide, wide types before narrow ones, methods as METHODS, seeds. Raises InputError where a network has other
-    weights, or was evaluated on another number of images, in one table than in another, and where seeds of a method
-    would be of several policies, or have learned from other numbers of images or epochs.
+    weights, or was evaluated on other images, in one table than in another.
     """
+    return _joined(tables)[list(COLUMNS)]
+
+
+def _joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The same with the name of each cell's table."""
     named = [table.assign(table=name) for name, table in tables.items() if len(table)]
     if not named:
-        return next(iter(tables.values()))
+        return next(iter(tables.values())).assign(table="")
     rows = pd.concat(named, ignore_index=True)
     for _, part in rows.groupby(["dataset", "arch"], sort=False):
         _require_same_network(part)
@@ -99,10 +107,28 @@ def joined(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     }
     order = pd.DataFrame(keys).assign(seed=rows["seed"], failed=rows["error"] != "")
     order = order.sort_values([*order.columns], kind="stable")
-    cells = rows.loc[order.index].drop_duplicates(CELL).reset_index(drop=True)
+    return rows.loc[order.index].drop_duplicates(CELL).reset_index(drop=True)
+
+
+def require_fitting(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Raise InputError as ``joined``, and where seeds of a method differ in policy or in how much they learned from."""
+    cells = _joined(tables)
     for _, part in _groups(cells[cells["error"] == ""]):
         _require_one_policy(part)
-    return cells[list(COLUMNS)]
+
+
+def beside(table: pd.DataFrame, own: pd.DataFrame) -> pd.DataFrame:
+    """The rows of another table that stand beside this run's: of none of its cells, and like it where it has a mean.
+
+    That is, of the seeds of a method none of another policy than ``own`` has.
+    """
+    fields = [*POLICY, *DRAWN]
+    policies = {tuple(row[GROUP]): row[fields].astype(str).tolist() for _, row in own[own["error"] == ""].iterrows()}
+    is_like = [
+        policies.get(tuple(row[GROUP]), row[fields].astype(str).tolist()) == row[fields].astype(str).tolist()
+        for _, row in table.iterrows()
+    ]
+    return without(table[np.array(is_like, dtype=bool)], own)
 
 
 def without(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
@@ -112,12 +138,24 @@ def without(table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 
 def _require_same_network(rows: pd.DataFrame) -> None:
     """A network is one thing, and so are the images that it is evaluated on. rows: its own, and table."""
-    for name, what in (("float_weights", "weights (SHA-256)"), ("samples", "number of test images")):
-        known = rows[rows[name].notna() & (rows[name].astype(str) != "")].drop_duplicates(name)
-        if len(known) > 1:
-            said = " and ".join(f"{value} in {table}" for value, table in zip(known[name], known["table"], strict=True))
-            network = f"{rows['arch'].iloc[0]} on {rows['dataset'].iloc[0]}"
-            raise InputError(f"--join: tables must be of one network, {network} has another {what}: {said}")
+    first = rows.iloc[0]
+    near = (rows["fp32_top1"] - first["fp32_top1"]).abs() * rows["samples"]
+    is_near = near.astype(float).round() <= np.maximum(FLOAT_IMAGES, FLOAT_MARGIN * rows["samples"])
+    same = {
+        "weights (SHA-256)": rows["float_weights"] == first["float_weights"],
+        "number of test images": rows["samples"] == first["samples"],
+        "float32 accuracy": is_near,
+    }
+    columns = ("float_weights", "samples", "fp32_top1")
+    for (what, alike), column in zip(same.items(), columns, strict=True):
+        others = rows[~alike.astype(bool)]
+        if len(others):
+            other = others.iloc[0]
+            said = f"{first[column]} in {first['table']} and {other[column]} in {other['table']}"
+            raise InputError(
+                "--join: tables must be of one network and its images, "
+                f"{first['arch']} on {first['dataset']} has another {what}: {said}"
+            )
 
 
 def _require_one_policy(rows: pd.DataFrame) -> None:

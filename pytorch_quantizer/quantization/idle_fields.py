@@ -54,9 +54,10 @@ def with_changes(recipe: Recipe, changes: Mapping[str, Any], asked: Collection[s
 
 def _ended_budgets(recipe: Recipe, changes: Mapping[str, Any], asked: Collection[str]) -> dict[str, Any]:
     """Defaults for the settings of mixed precision, which a Recipe refuses, idle or not, where ``changes`` end it."""
-    ended = {"none": "mixed_precision_", "activations": "mixed_precision_size"}.get(changes.get("mixed_precision", ""))
-    if ended is None:
+    mixed = changes.get("mixed_precision")
+    if mixed not in ("none", "activations"):
         return {}
+    ended = "mixed_precision_" if mixed == "none" else "mixed_precision_size"
     names = {entry.name: entry.default for entry in fields(recipe) if entry.name.startswith(ended)}
     return {name: default for name, default in names.items() if name not in {*changes, *asked}}
 

@@ -62,8 +62,8 @@ def solve_widths(errors: Sequence[Sequence[float]], budgets: Sequence[Budget]) -
     tensors whose bits multiply has a variable for each pair of widths, whose sums over one are the other's choice:
     exact, and its relaxation is tight. Solved twice, the second time in units of the first solution, whose gap is then
     relative. Where NODES nodes of the search tree prove no optimum, as under bit operations of dozens of layers, the
-    best that was found is taken; where they find nothing, what MORE_NODES do within LOOSE_GAP of the optimum, or else
-    the fewest bits.
+    best that was found is taken; where they find nothing, the best that MORE_NODES do, looking no further than
+    LOOSE_GAP of the optimum, or else the fewest bits.
     Raises InputError where no choice keeps a budget.
     """
     rows = [np.asarray(row, dtype=np.float64) for row in errors]

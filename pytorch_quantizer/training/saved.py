@@ -139,10 +139,18 @@ def changed_settings(known: Mapping[str, Any], identity: Mapping[str, Any]) -> s
     known = _completed(known)
     others = [name for name in {**known, **identity} if known.get(name) != identity.get(name)]
     in_float = ("recipe" in known) != ("recipe" in identity)  # one of the two
-    if in_float or "recipe.name" in others:  # by which a recipe's fields are known
+    if in_float or ("recipe.name" in others and known["recipe.name"] != Recipe.name):  # a name says its fields
         others = [name for name in others if not name.startswith("recipe.")]
-        others.append("recipe" if "recipe" in known else "recipe.name")
+        others += ["recipe"] if "recipe" in known else _named_or_set(known)
     return ", ".join(f"{name} {_shown(known.get(name))}" for name in others)
+
+
+def _named_or_set(known: Mapping[str, Any]) -> list[str]:
+    """By what an identity's recipe is told: its name, or where it has none what it sets."""
+    if known["recipe.name"] != Recipe.name:
+        return ["recipe.name"]
+    usual = _settings_of_recipe(Recipe())
+    return [name for name in usual if known[name] != usual[name]] or ["recipe.name"]
 
 
 def _completed(known: Mapping[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class TestJoined:
         assert list(found[found["weights"] == "int2"]["method"]) == ["minmax", "minmax", "mse", "mse"]
         text = (folder / "leaderboard.md").read_text()
         assert "| mse | yes | – | 50.00 ± 0.00 " in text
-        assert "Cells of 1 other table are as those runs found them" in text
+        assert "Cells of 1 other table are as those runs found them, by their own grids, " in text
 
     def test_tables_alone(self, other, tmp_path, computed):
         code, found = start(tmp_path / "out", "--kept-only", "--join", str(other))
@@ -167,6 +167,31 @@ class TestJoined:
         with pytest.raises(InputError, match=said):
             start(tmp_path / "out", "--seeds", "0", "--join", str(tmp_path / "old.csv"))
         assert computed == []
+
+    def test_nor_do_two_others_that_differ(self, unbroken, tmp_path):
+        """All their seeds are measured anew."""
+        folder, (_, table) = unbroken
+        table[table["seed"] == 0].assign(weight_grid="symmetric").to_csv(tmp_path / "first.csv", index=False)
+        table[table["seed"] == 1].to_csv(tmp_path / "second.csv", index=False)
+        assert start(folder, "--join", f"{tmp_path / 'first.csv'},{tmp_path / 'second.csv'}")[0] == 0
+
+    def test_what_others_hold_stays_until_it_is_measured(self, unbroken, tmp_path, monkeypatch):
+        table = unbroken[1][1].assign(top1=0.5)
+        table.to_csv(tmp_path / "leaderboard.csv", index=False)
+
+        def stopped(*_, **__):
+            raise KeyboardInterrupt
+
+        def first_alone(model, recipe, *args, real=cells.quantize, **kwargs):
+            monkeypatch.setattr(cells, "quantize", stopped)
+            return real(model, recipe, *args, **kwargs)
+
+        monkeypatch.setattr(cells, "quantize", first_alone)
+        with pytest.raises(KeyboardInterrupt):
+            start(tmp_path, "--join", str(tmp_path / "leaderboard.csv"))
+        found = pd.read_csv(tmp_path / "leaderboard.csv")
+        assert len(found) == 4
+        assert list(found["top1"] == 0.5).count(True) == 3
 
     def test_a_cell_that_fails_here_is_not_hidden_by_another_s(self, unbroken, tmp_path, monkeypatch):
         unbroken[1][1].to_csv(tmp_path / "old.csv", index=False)

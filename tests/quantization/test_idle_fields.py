@@ -86,6 +86,10 @@ class TestWithChanges:
         changed = with_changes(self.MIXED, {"mixed_precision": "activations"})
         assert changed == self.MIXED.replace(mixed_precision="activations", mixed_precision_size=None)
 
+    def test_what_is_no_word_is_refused_as_ever(self):
+        with pytest.raises(pq.InputError, match="mixed_precision must be one of"):
+            with_changes(self.MIXED, {"mixed_precision": ["none"]})
+
     @pytest.mark.parametrize("how", ["changed", "asked"])
     def test_a_budget_that_was_asked_for_is_refused_without_it(self, how):
         changes = {"mixed_precision": "none"} | ({"mixed_precision_size": 0.2} if how == "changed" else {})

@@ -158,7 +158,16 @@ class TestOfAnOlderVersion:
         known = self.identity(tmp_path)
         changed = known | {"recipe.clip": "mse", "recipe.weights": "int2"}
         assert changed_settings(known, changed) == "recipe.weights 'int4', recipe.clip 'minmax'"
-        assert changed_settings(known, changed | {"recipe.name": "mine", "seed": 5}) == "seed 0, recipe.name 'custom'"
+        assert changed_settings(known, changed | {"recipe.name": "mine", "seed": 5}) == (
+            "seed 0, recipe.name 'custom', recipe.weights 'int4', recipe.clip 'minmax'"
+        )
+        named = known | {"recipe.name": "mine"}
+        assert changed_settings(named, changed | {"seed": 5}) == "seed 0, recipe.name 'mine'"
+
+    def test_a_recipe_without_a_name_is_told_by_what_it_sets(self, tmp_path):
+        floating = identity_of(TrainingConfig(learning_rate=0.1), load_dataset("digits", split="train"))
+        said = changed_settings(self.identity(tmp_path, "{weights: int4, clip: mse}"), floating)
+        assert said == "recipe.weights 'int4', recipe.clip 'mse'"
 
 
 class TestOtherSettings:
