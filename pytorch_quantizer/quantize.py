@@ -149,6 +149,7 @@ def _quantized(
     for correction in corrections:
         done = correction.carry_out(quantized, graph, measured.images, progress=progress)
         notes.append(_note(correction.name, "tensors corrected", [entry.tensor for entry in done if entry.kept]))
+        notes += _left_note(correction.name, correction.left(quantized))
         if learning.is_asked and correction.name == "weight_rounding":
             scales = starting_scales(quantized)  # it chose them anew: no gains
     if learning.is_asked:
@@ -168,6 +169,12 @@ def _note(step: str, what: str, names: list[str]) -> str:
     if not names:
         warn_user(f"{step} was asked for and changed nothing in this network")
     return f"{step}: {len(names)} {what}" + (f" ({', '.join(names)})" if names else "")
+
+
+def _left_note(step: str, left: dict[str, str]) -> list[str]:
+    """A sentence about the weights that a step can't change. left: their layers, with the reason."""
+    shown = ", ".join(f"{path}: {reason}" for path, reason in left.items())
+    return [f"{step}: weights left as they were ({shown})"] if left else []
 
 
 def _check_model(model: nn.Module) -> None:

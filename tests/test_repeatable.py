@@ -1,5 +1,7 @@
 """Learning asks for kernels that repeat, and leaves torch's settings as they were, whatever happens."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ import pytorch_quantizer as pq
 from pytorch_quantizer.repeatable import repeatable_kernels
 from pytorch_quantizer.training import TrainingConfig, train
 
+NAME = "CUBLAS_WORKSPACE_CONFIG"
 INSIDE = (True, True, False, True, False)
 
 
@@ -46,6 +49,18 @@ def test_behind_an_error(before):
     with pytest.raises(RuntimeError, match="stopped"), repeatable_kernels():
         raise RuntimeError("stopped")
     assert settings() == before
+
+
+@pytest.mark.parametrize(
+    ("gpu", "given", "inside"), [(True, None, ":4096:8"), (True, ":16:8", ":16:8"), (False, None, None)], ids=str
+)
+def test_cublas_gets_a_workspace_of_fixed_size_where_there_is_a_gpu(monkeypatch, gpu, given, inside):
+    monkeypatch.setenv(NAME, given or "")  # so that it is put back
+    if given is None:
+        monkeypatch.delenv(NAME)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    with repeatable_kernels():
+        assert os.environ.get(NAME) == inside
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from torch.func import functional_call
 from tqdm import tqdm
 
 from pytorch_quantizer.calibration.correction import Correction
-from pytorch_quantizer.calibration.second_order import round_weights
+from pytorch_quantizer.calibration.second_order import layers_left, round_weights
 from pytorch_quantizer.calibration.stepper import Stepper, Values
 from pytorch_quantizer.graph.branches import Branches, affected, layers_alone, list_branches, quantizer_of
 from pytorch_quantizer.graph.expected import analytic_shift, expected_moments
@@ -32,20 +32,22 @@ STEPS = 4  # of the iteration that matches a tensor's moments
 @dataclass(frozen=True)
 class Step:
     """One correction that a recipe asks for. name: its field. mends_means: what error is left then has no mean;
-    not so of batch norms, many of which stay as they are.
+    not so of batch norms, many of which stay as they are. left: the layers that it can't change, with the reason.
     """
 
     name: str
     carry_out: Callable[..., list[Correction]]
     needs_images: bool
     mends_means: bool
+    left: Callable[[QuantizedModel], dict[str, str]] = lambda _: {}
 
 
 def list_corrections(recipe: Recipe) -> list[Step]:
     """What a recipe asks for, in the order in which it is done: codes, weights, batch norms, activations."""
     steps = []
     if recipe.weight_rounding != "nearest":
-        steps.append(Step("weight_rounding", round_weights, True, recipe.weight_rounding == "second_order"))
+        means = recipe.weight_rounding == "second_order"
+        steps.append(Step("weight_rounding", round_weights, True, means, layers_left))
     if recipe.weight_correction != "none":
         means = recipe.weight_correction in ("mean", "both")
         steps.append(Step("weight_correction", correct_weights, recipe.deployable, means and not recipe.deployable))

@@ -48,7 +48,7 @@ def round_weights(
     inputs. second_order: for the float network's outputs on the float inputs, which the weights are first moved towards
     (least_squares_target), with scales that suit (search_scales), SWEEPS sweeps, and the bias that mends the mean.
     A row's codes are kept where its outputs' error on the images is below nearest rounding's. Layers that are called
-    more than once, and those of more than MOST_INPUTS inputs, keep nearest rounding.
+    more than once, and those of more than MOST_INPUTS inputs, keep nearest rounding: layers_left names them.
     """
     targets = layers_to_round(model)
     simulated, expected = Stepper(model, batches), Stepper(graph, batches)
@@ -68,11 +68,6 @@ def round_weights(
     return done
 
 
-def _has_few_inputs(layer: Layer) -> bool:
-    """Whether an output has no more inputs than second moments are kept of."""
-    return weight_rows(layer, layer.weight).shape[2] <= MOST_INPUTS
-
-
 def windows_seen(node: fx.Node, layer: Layer, batch: int, images: int) -> int:
     """How many windows of a batch are looked at, at most, where there are so many images in all.
 
@@ -85,14 +80,31 @@ def windows_seen(node: fx.Node, layer: Layer, batch: int, images: int) -> int:
 
 def layers_to_round(model: QuantizedModel) -> dict[fx.Node, Layer]:
     """The calls of layers whose weights are rounded."""
-    calls = Counter(str(node.target) for node, _ in layer_nodes(model))
-    return {
-        node: layer
-        for node, layer in layer_nodes(model)
-        if calls[str(node.target)] == 1
-        and isinstance(getattr(layer, "weight_quantizer", None), IntQuantizer)
-        and _has_few_inputs(layer)
-    }
+    calls = _calls(model)
+    return {node: layer for node, layer in layer_nodes(model) if _obstacle(layer, calls[str(node.target)]) is None}
+
+
+def layers_left(model: QuantizedModel) -> dict[str, str]:
+    """The layers whose weights are quantized and keep their rounding, each by its path, with the reason."""
+    reasons = {path: _obstacle(model.get_submodule(path), count) for path, count in _calls(model).items()}
+    return {path: reason for path, reason in reasons.items() if reason}
+
+
+def _calls(model: QuantizedModel) -> Counter[str]:
+    return Counter(str(node.target) for node, _ in layer_nodes(model))
+
+
+def _obstacle(layer: Any, calls: int) -> str | None:
+    """Why a layer's weight isn't rounded here, None where it is; a weight in float has nothing to be rounded: ''."""
+    quantizer: Any = getattr(layer, "weight_quantizer", None)
+    if quantizer is None:
+        return ""
+    if not isinstance(quantizer, IntQuantizer):
+        return f"its weight is {quantizer.describe()}"
+    if calls > 1:
+        return f"it is called {calls} times"
+    inputs = weight_rows(layer, layer.weight).shape[2]
+    return f"its outputs have {inputs:,} inputs, above {MOST_INPUTS:,}" if inputs > MOST_INPUTS else None
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 import pytorch_quantizer as pq
 from pytorch_quantizer import InputError, Recipe, quantize
+from pytorch_quantizer.calibration import second_order
 from pytorch_quantizer.calibration.corrections import list_corrections
 from pytorch_quantizer.calibration.reconstruction_run import ReconstructionRun
 from pytorch_quantizer.calibration.second_order import round_weights
@@ -188,6 +189,27 @@ class TestWhatStaysNearest:
         )
         assert torch.equal(self.codes(rounded, "a"), self.codes(plain, "a"))
         assert not torch.equal(self.codes(rounded, "b"), self.codes(plain, "b"))
+        assert "weight_rounding: weights left as they were (a: it is called 2 times)" in rounded.notes
+
+    def test_a_layer_of_more_inputs_than_second_moments_are_kept_of(self, monkeypatch):
+        monkeypatch.setattr(second_order, "MOST_INPUTS", 40)
+
+        def net():
+            return sequence(conv(3), nn.ReLU(), conv(), nn.ReLU(), conv())
+
+        rounded, plain = (
+            quantize(net(), W3A4.replace(weight_rounding=method), BATCHES) for method in ("second_order", "nearest")
+        )
+        assert not torch.equal(self.codes(rounded, "body.0"), self.codes(plain, "body.0"))
+        for path in ("body.2", "body.4"):
+            assert torch.equal(self.codes(rounded, path), self.codes(plain, path))
+        [note] = [note for note in rounded.notes if "left as they were" in note]
+        for path in ("body.2", "body.4"):
+            assert f"{path}: its outputs have 72 inputs, above 40" in note
+
+    def test_where_every_weight_is_rounded_nothing_is_told(self):
+        model = quantize(residual(), W3A4.replace(weight_rounding="gptq", first="float32", deployable=False), BATCHES)
+        assert not [note for note in model.notes if "left as they were" in note]
 
     def test_other_number_types(self):
         recipe = Recipe(weights="kmeans3", first="kmeans3", last="kmeans3", activations="float32", deployable=False)
