@@ -1,9 +1,9 @@
 """How near recipes come on training images that nothing in them saw: they are chosen by these, not by test images.
 
 python benchmarks/unseen_images.py --data ../shared/data --recipes w2a4_second_order [--changes FIELD=VALUE …]
-    [--json FILE]
+    [--arch resnet32] [--json FILE]
 
-ResNet-20 on CIFAR-10. Calibration draws 1,024 training images; the 4,096 behind them in the same draw are unseen. On
+CIFAR-10, ResNet-20 unless another is named. Calibration draws 1,024 training images; the 4,096 behind them in the same draw are unseen. On
 both the squared distance of the outputs from the float network's, in units of their mean square, and how often both
 name the same class; of recipes that end with tuning before it too. Reconstruction fits its images so closely that
 tuning looks like a loss on them where it is a gain on others: images that tuning held out of them could not tell it
@@ -34,24 +34,27 @@ def main() -> None:
     """Measure each recipe, print as they come, write JSON where asked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--arch", default="resnet20", help="with its weights in DATA/cifar10/ARCH.th")
     parser.add_argument("--recipes", nargs="+", default=["w4a4_qdrop", "w3a3_qdrop"])
     parser.add_argument("--changes", nargs="+", default=[], metavar="FIELD=VALUE", help="of every recipe")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.json:
         require_writable(options.json)
-    torch.set_num_threads(2)
+    torch.set_num_threads(options.threads)
     changes = {name: yaml.safe_load(value) for name, _, value in (text.partition("=") for text in options.changes)}
     rows = []
     for name, seed in product(options.recipes, options.seeds):
         recipe = pq.Recipe.load(name).replace(seed=seed, **changes)
-        rows.append({"recipe": name, "changes": changes, "seed": seed, **measured(recipe, options.data)})
-        print(f"{' '.join([name, *options.changes])}, seed {seed}", flush=True)
+        found = measured(recipe, options.data / "cifar10", options.arch)
+        rows.append({"arch": options.arch, "recipe": name, "changes": changes, "seed": seed, **found})
+        print(f"{' '.join([options.arch, name, *options.changes])}, seed {seed}", flush=True)
         for images in ("seen", "unseen"):
             told = [
-                f"{stage} distance {found['distance']:.5f} agreement {found['agreement']:.2%}"
-                for stage, found in rows[-1][images].items()
+                f"{stage} distance {of['distance']:.5f} agreement {of['agreement']:.2%}"
+                for stage, of in found[images].items()
             ]
             print(f"  {images:<7} {', '.join(told)}", flush=True)
     if options.json:
@@ -59,10 +62,9 @@ def main() -> None:
         write_atomically(options.json, f"{text}\n".encode())
 
 
-def measured(recipe: pq.Recipe, data: Path) -> dict[str, Any]:
+def measured(recipe: pq.Recipe, folder: Path, arch: str) -> dict[str, Any]:
     """By images, seen or unseen, and by stage, before tuning and at the end: the distance and the agreement."""
-    folder = data / "cifar10"
-    config = InferenceConfig(dataset="cifar10", data=folder, arch="resnet20", checkpoint=folder / "resnet20.th")
+    config = InferenceConfig(dataset="cifar10", data=folder, arch=arch, checkpoint=folder / f"{arch}.th")
     test, training, _ = load_images(resolved(config))
     model = load_model(resolved(config), test)
     loader = calibration_loader(training, SEEN + UNSEEN, batch_size=BATCH, seed=recipe.seed)
