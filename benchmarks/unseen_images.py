@@ -3,11 +3,11 @@
 python benchmarks/unseen_images.py --data ../shared/data --recipes w2a4_second_order [--changes FIELD=VALUE …]
     [--arch resnet32] [--json FILE]
 
-CIFAR-10, ResNet-20 unless another is named. Calibration draws 1,024 training images; the 4,096 behind them in the same draw are unseen. On
-both the squared distance of the outputs from the float network's, in units of their mean square, and how often both
-name the same class; of recipes that end with tuning before it too. Reconstruction fits its images so closely that
-tuning looks like a loss on them where it is a gain on others: images that tuning held out of them could not tell it
-when to stop.
+CIFAR-10, ResNet-20 unless another is named. Calibration draws 1,024 training images; the 4,096 behind them in the same
+draw are unseen. On both the squared distance of the outputs from the float network's, in units of their mean square,
+and how often both name the same class; of recipes that end with tuning before it too. Reconstruction fits
+its images so closely that tuning looks like a loss on them where it is a gain on others: images that tuning held out of
+them could not tell it when to stop.
 """
 
 import argparse

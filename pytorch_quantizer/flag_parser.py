@@ -34,8 +34,9 @@ def complaint(message: str, flags: Iterable[str]) -> str:
         close = difflib.get_close_matches(found[2].replace("_", "-"), given, 1)
         return f"unknown flag {found[1]}: {f'did you mean {close[0]}?' if close else 'see --help'}"
     key = re.search(r'.*Parser key "([^"]+)"', text)  # the last: of a group's setting, not the group
-    value = re.search(r"(?:Given|Got) value: (.*)$", text)
-    kinds = re.findall(r"Expected a <class '(\w+)'>", text)
+    value = re.search(r"Given value:(.*)$", text) or re.search(r"Got value:(.*)$", text)
+    kinds = re.findall(r"Expected (?:a )?<class '(\w+)'>", text)
     if key and value and kinds and set(kinds) <= KINDS.keys():
-        return f"--{key[1].replace('_', '-')} must be {' or '.join(KINDS[kind] for kind in kinds)}, got {value[1]!r}"
+        rule = " or ".join(KINDS[kind] for kind in kinds if kind != "NoneType" or len(kinds) == 1)
+        return f"--{key[1].replace('_', '-')} must be {rule}, got {value[1].strip()!r}"
     return text

@@ -41,6 +41,7 @@ from pytorch_quantizer.ranks import ALONE, Ranks
 from pytorch_quantizer.user_warnings import warn_user
 
 EXAMPLES = 2  # images of the first batch that mark the graph's tensors and check it against the model
+LEFT_SHOWN = 3  # layers that a warning names
 
 
 def quantize(
@@ -172,9 +173,13 @@ def _note(step: str, what: str, names: list[str]) -> str:
 
 
 def _left_note(step: str, left: dict[str, str]) -> list[str]:
-    """A sentence about the weights that a step can't change. left: their layers, with the reason."""
-    shown = ", ".join(f"{path}: {reason}" for path, reason in left.items())
-    return [f"{step}: weights left as they were ({shown})"] if left else []
+    """A sentence about the weights that a step can't change, and a warning. left: their layers, with the reason."""
+    if not left:
+        return []
+    shown = [f"{path}: {reason}" for path, reason in left.items()]
+    more = f"; {len(shown) - LEFT_SHOWN} more in the notes" if shown[LEFT_SHOWN:] else ""
+    warn_user(f"{step} left {len(shown)} weights as they were ({', '.join(shown[:LEFT_SHOWN])}{more})")
+    return [f"{step}: weights left as they were ({', '.join(shown)})"]
 
 
 def _check_model(model: nn.Module) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 
 DTYPES = {"F32": "<f4", "F64": "<f8", "I32": "<i4", "I64": "<i8", "U8": "u1", "I8": "i1", "BOOL": "?"}
 
-data = Path(sys.argv[1]).read_bytes()
+_, source, target = sys.argv if len(sys.argv) == 3 else sys.exit("give MODEL.safetensors WEIGHTS.npz, two files")
+data = Path(source).read_bytes()
 (length,) = struct.unpack("<Q", data[:8])
 header, body = json.loads(data[8 : 8 + length]), data[8 + length :]
 header.pop("__metadata__")
@@ -41,4 +42,4 @@ for name, shape in description["codes"].items():
     scale, zero = tensors[f"grid/{name}_quantizer/scale"], tensors.get(f"grid/{name}_quantizer/zero_point", np.zeros(1))
     offset = codes - zero.astype("i8").reshape(along if zero.size > 1 else -1)
     weights[name] = offset.astype("f4") * scale.reshape(along if scale.size > 1 else -1)
-np.savez(sys.argv[2], **weights)  # type: ignore[arg-type]
+np.savez(target, **weights)  # type: ignore[arg-type]

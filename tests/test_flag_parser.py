@@ -30,8 +30,11 @@ def parser():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("--jobs two", "--jobs must be a whole number or null, got 'two'"),
-        ("--jobs 1.5", "--jobs must be a whole number or null, got '1.5'"),
+        ("--jobs two", "--jobs must be a whole number, got 'two'"),
+        ("--jobs 1.5", "--jobs must be a whole number, got '1.5'"),
+        ("--jobs a", "--jobs must be a whole number, got 'a'"),
+        ("--jobs 1e3", "--jobs must be a whole number, got '1e3'"),
+        ("--jobs=", "--jobs must be a whole number, got ''"),
         ("--budget much", "--budget must be a number, got 'much'"),
         ("--wide-residual maybe", "--wide-residual must be true or false, got 'maybe'"),
         ("--jbos 2", "unknown flag --jbos 2: did you mean --jobs?"),

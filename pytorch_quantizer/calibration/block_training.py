@@ -71,17 +71,18 @@ def train_block(
     """Train in place: for the least error of the output, with weights that settle on one of their neighbours.
 
     The error is squared, summed over the channels and averaged over the rest (BRECQ's without Fisher weights).
-    advance: called after each iteration.
+    A batch has no more images than there are. advance: called after each iteration.
     """
     draws, noise = torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed)
     optimizer = torch.optim.Adam(_groups(learned, schedule))
     rates = [group["lr"] for group in optimizer.param_groups]
+    images = examples.target.written
     for iteration in range(schedule.iterations):
         done = iteration / schedule.iterations
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
             group["lr"] = rate if group["stays"] else rate * 0.5 * (1 + math.cos(math.pi * done))
         drops = Dropping(schedule.drop if done < 1 - schedule.undropped else 0.0, noise)
-        rows = torch.randint(examples.target.written, (schedule.batch,), generator=draws)
+        rows = torch.randint(images, (min(schedule.batch, images),), generator=draws)
         loss = _error(learned, examples, rows, drops, device)
         exponent = schedule.exponent(done)
         if exponent is not None:

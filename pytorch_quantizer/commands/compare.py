@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = config.output or Path("results") / f"compare_{config.dataset}_{config.arch}_{recipe.name}"
     files = from_flags(ModelFiles, flags)
     resources = from_flags(Resources, flags)
-    files.check()
+    files.check(recipe)
     check_report(flags["report"])
     resources.check(recipe)
     result = run_comparison(replace(config, output=folder), recipe, resources)

@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise InputError("nothing to write: give --save FILE, --export-onnx FILE or both")
     files.check()
     if packed.packed is None:
-        model, images = quantized_network(config, flags, packed)
+        model, images = quantized_network(config, flags, packed, files)
     else:
         refuse_recipe(flags)
         model = load(packed.packed)
@@ -87,11 +87,14 @@ def parser() -> jsonargparse.ArgumentParser:
     return made
 
 
-def quantized_network(config: Config, flags: dict[str, Any], packed: Packed) -> tuple[QuantizedModel, Tensor]:
+def quantized_network(
+    config: Config, flags: dict[str, Any], packed: Packed, files: ModelFiles
+) -> tuple[QuantizedModel, Tensor]:
     """The model that the flags describe, and images that it has seen."""
     if packed.shape is not None:
         raise InputError("--shape is of what --packed FILE reads: give both, or neither")
     recipe, resources = recipe_from(flags), from_flags(Resources, flags)
+    files.check(recipe)
     resources.check(recipe)
     networks = quantize_network(config, recipe, resources)
     return networks.quantized, networks.images

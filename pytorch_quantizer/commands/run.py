@@ -1,4 +1,4 @@
-"""Quantize a trained network without retraining and measure what it costs, on real images.
+r"""Quantize a trained network without retraining and measure what it costs, on real images.
 
 Prints float32 beside quantized and writes result.json, layers.csv (a row a tensor: bits, range, clipped fraction, SQNR)
 and layers.html (the same as a picture) into the output folder.
@@ -6,7 +6,7 @@ and layers.html (the same as a picture) into the output folder.
   pq run
       the embedded job: handwritten digits, the bundled ResNet-20, 8-bit weights, 4-bit activations
 
-  pq run --dataset cifar10 --data DIR --arch resnet20 --checkpoint resnet20.th
+  pq run --dataset cifar10 --data DIR --arch resnet20 --checkpoint resnet20.th \
       --weights int8 --activations int4 --clip laplace --output OUT
       DIR holds cifar-10-batches-py/, or train and test as .npz
 
@@ -14,7 +14,7 @@ and layers.html (the same as a picture) into the output folder.
       DIR holds val/<wnid>/*.JPEG (or the wnid folders themselves), so it is ImageNet: --dataset is needed only where
       the folder doesn't say; torchvision's weights unless --checkpoint is given
 
-  pq run --data DIR --arch resnet20 --checkpoint resnet20.th --recipe w4a4_qdrop
+  pq run --data DIR --arch resnet20 --checkpoint resnet20.th --recipe w4a4_qdrop \
       --max-memory 1GiB --resume FOLDER
       rounding and steps learned block by block; stopped, the same command goes on behind the last finished block
 
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> None:
     recipe, config = recipe_from(flags), resolved(asked)
     files = from_flags(ModelFiles, flags)
     resources = from_flags(Resources, flags)
-    files.check()
+    files.check(recipe)
     check_report(flags["report"])
     resources.check(recipe)
     if asked.dataset is None and asked.data is not None:

@@ -12,6 +12,7 @@ from pytorch_quantizer.errors import InputError
 
 PREPROCESSING = Preprocessing(resize=256, crop=224)
 SPLITS = {"train": ("train",), "test": ("val", "test")}
+WITH_SPLITS = "train/ and val/, each with one sub-folder of images a class"
 LAYOUT = "give a folder with one sub-folder of images a class, or with train/ and val/ of that form"
 
 
@@ -27,7 +28,7 @@ def load(
         raise InputError(f"folder needs --data PATH: {LAYOUT}")
     images = split_folder(require_folder(root, LAYOUT), split)
     if images is None:
-        raise InputError(f"{root} has no train folder: {LAYOUT}")
+        raise InputError(f"{root} has no train folder, which training needs: give a folder with {WITH_SPLITS}")
     train = split_folder(root, "train")
     class_names = class_folders(train or images)
     files = list_images(images, {name: label for label, name in enumerate(class_names)})

@@ -18,7 +18,16 @@ from tqdm import tqdm
 
 from pytorch_quantizer.errors import InputError
 
-EXECUTIONS = ("float16", "bfloat16", "float32", "float64", "simulated", "dequantized-weights", "integer")
+EXECUTIONS = (
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "simulated",
+    "dequantized-weights",
+    "partly integer",
+    "integer",
+)
 Rule = tuple[tuple[int, float], ...]  # each line: so many passes are enough once they took so many seconds
 ENOUGH: Rule = ((3, 5.0), (10, 1.0), (100, 0.0))
 WARM: Rule = ((1, 1.0), (3, 0.0))
@@ -30,7 +39,7 @@ class Latency:
 
     label: one of EXECUTIONS. 'simulated' is floating point on the quantization grid and says nothing of integer
     hardware; 'dequantized-weights' computes in float with weights that are stored as codes; 'integer' runs integer
-    kernels. threads: of the CPU, as many as the runtime was given.
+    kernels, 'partly integer' not for all layers and additions. threads: of the CPU, as many as the runtime was given.
     """
 
     median_ms: float

@@ -57,7 +57,8 @@ def read_rows(path: Path) -> pd.DataFrame:
         lacking = {name: [""] for name in MAY_LACK}
         table = pd.read_csv(path, dtype={"float_weights": str}, keep_default_na=False, na_values=lacking)
     except (OSError, ValueError) as error:  # pandas' errors of damaged files are ValueErrors
-        raise InputError(f"can't read {path}: {' '.join(str(error).split())}") from error
+        why = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+        raise InputError(f"can't read {path} ({why}): give the leaderboard.csv that pq leaderboard wrote") from error
     missing = [name for name in COLUMNS if name not in table]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}: give the leaderboard.csv of this version")

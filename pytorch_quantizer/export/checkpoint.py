@@ -94,7 +94,8 @@ def _read(path: Path) -> tuple[Description, Tensors]:
             text = (file.metadata() or {}).get(KEY)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no dict
     except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} can't be read as safetensors ({first_line(error)}); {NOT_OURS}") from error
+        why = f"it is cut off, or {NOT_OURS.removeprefix('it is ')}"
+        raise InputError(f"{path} can't be read as safetensors ({first_line(error)}): {why}") from error
     if text is None:
         raise InputError(f"{path} has no {KEY!r} in its metadata: {NOT_OURS}")
     said = json.loads(text)

@@ -392,6 +392,7 @@ class TestMistakes:
         net = float_network()
         found = learned(RECIPE.replace(reconstruction_batch=500), net, batches=BATCHES[:1])
         assert bool(torch.isfinite(found(BATCHES[0])).all())
+        assert same(found, learned(RECIPE.replace(reconstruction_batch=len(BATCHES[0])), net, batches=BATCHES[:1]))
 
     def test_only_as_many_images_as_asked(self):
         note = learned(RECIPE.replace(reconstruction_images=20, reconstruction_iterations=5)).notes[-1]

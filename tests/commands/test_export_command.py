@@ -71,6 +71,7 @@ class TestMistakes:
             (["--save", "m", "--data", "nowhere"], "nowhere is not a folder"),
             (["--save", "m", "--weight-type", "int9"], "weight_type must be one of auto"),
             (["--save", "m", "--limit", "3"], "--limit"),
+            (["--recipe", "w8a4_paper", "--export-onnx", "m"], "set activation_allocation none"),
         ],
     )
     def test_is_named(self, capsys, tmp_path, monkeypatch, arguments, named):

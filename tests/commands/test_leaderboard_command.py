@@ -398,7 +398,7 @@ class TestMistakes:
             (("--data", "/nowhere"), "/nowhere"),
             (("--methods", "minmax", "--epochs", "0"), "--epochs must be at least 1, got 0"),
             (("--join", "."), "is a folder: give the leaderboard.csv in it"),
-            (("--join", "none.csv"), "can't read none.csv"),
+            (("--join", "none.csv"), "can't read none.csv (No such file or directory): give the leaderboard.csv"),
             (("--join", __file__), "can't read"),
             (("--max-memory", "two"), "max_memory must be a number of bytes, as 512MiB or 2GB, got 'two'"),
             (("--arch", "resnet20,resnet32", "--methods", "minmax"), "no weights for resnet32 on digits: give --check"),

@@ -126,6 +126,19 @@ class TestModelFiles:
         assert [re.sub("^.* ms for ", "", line).split(" (")[0] for line in lines[3:]] == ["1 image", "3 images"]
         assert all("integer, ONNX Runtime" in line for line in lines[3:])
 
+    def test_what_runs_partly_in_float_is_told_as_such(self, tmp_path):
+        model = quantize(create_model("resnet20"), "dynamic_w8", progress=False)
+        written = ModelFiles(export_onnx=tmp_path / "n").write_measured(model, torch.randn(3, 3, 8, 8))
+        assert ", partly integer\n" in written.lines[0]
+        assert all("; partly integer, ONNX Runtime" in line for line in written.lines[2:])
+        assert written.exported["execution"] == "partly integer"
+
+    def test_a_recipe_that_onnx_cannot_hold_is_noticed_before_the_work(self, capsys, tmp_path, monkeypatch):
+        monkeypatch.setattr(command, "infer", lambda *_: pytest.fail("work was done"))
+        line = failing_line(command, capsys, "--recipe", "w8a4_paper", "--export-onnx", tmp_path / "m.onnx")
+        assert "--export-onnx: activation_allocation bits gives channels" in line
+        assert "set activation_allocation none" in line
+
     def test_none_are_written_unasked(self):
         assert ModelFiles().write(None, None) == []
 

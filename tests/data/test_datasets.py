@@ -348,6 +348,11 @@ class TestImageNet:
         with pytest.raises(InputError, match="has no train folder"):
             load_dataset("imagenet", root, split="train")
 
+    def test_any_folders_training_split_needs_a_folder_of_its_own(self, picture_folder):
+        root = picture_folder({"one/a.JPEG": 1, "two/a.JPEG": 1})
+        with pytest.raises(InputError, match="has no train folder, which training needs: give a folder with train/"):
+            load_dataset("folder", root, split="train")
+
     def test_the_real_one(self):
         dataset = load_dataset("imagenet", real_data("imagenet"))
         assert len(dataset) == 650

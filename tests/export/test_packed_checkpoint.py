@@ -302,6 +302,13 @@ class TestRefuses:
         with pytest.raises(InputError, match=r"weight is torch\.float16.*model\.float"):
             pq.save(quantized().half(), tmp_path / "m.safetensors")
 
+    def test_a_file_that_is_cut_off(self, tmp_path):
+        path = tmp_path / "m.safetensors"
+        pq.save(quantized(), path)
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(InputError, match="it is cut off, or no packed checkpoint of a quantized model"):
+            pq.load(path)
+
     def test_a_failed_save_leaves_the_old_file(self, tmp_path, monkeypatch):
         path = tmp_path / "m.safetensors"
         pq.save(quantized(), path)
