@@ -63,14 +63,18 @@ def spans():
 
 
 def docstring_commands(docstring):
-    """The examples of a command's docstring: lines indented by two, with what follows them and begins with a flag."""
+    """The examples of a command's docstring: lines indented by two, with what follows them and begins with a flag.
+
+    As they can be pasted into a shell: the line before such a one ends with a backslash.
+    """
     found, going_on = [], False
     for line in docstring.splitlines():
         if re.match(r"  (pq|torchrun) ", line):
             found.append(line.strip())
             going_on = True
         elif going_on and re.match(r"      -", line):
-            found[-1] += f" {line.strip()}"
+            assert found[-1].endswith(" \\"), f"{found[-1]}: a backslash is missing at the line's end"
+            found[-1] = found[-1].removesuffix("\\") + line.strip()
         else:
             going_on = False
     return [without_ellipsis(command) for command in found]
