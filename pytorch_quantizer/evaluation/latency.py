@@ -18,16 +18,8 @@ from tqdm import tqdm
 
 from pytorch_quantizer.errors import InputError
 
-EXECUTIONS = (
-    "float16",
-    "bfloat16",
-    "float32",
-    "float64",
-    "simulated",
-    "dequantized-weights",
-    "partly integer",
-    "integer",
-)
+PARTLY = "partly integer"
+EXECUTIONS = ("float16", "bfloat16", "float32", "float64", "simulated", "dequantized-weights", PARTLY, "integer")
 Rule = tuple[tuple[int, float], ...]  # each line: so many passes are enough once they took so many seconds
 ENOUGH: Rule = ((3, 5.0), (10, 1.0), (100, 0.0))
 WARM: Rule = ((1, 1.0), (3, 0.0))

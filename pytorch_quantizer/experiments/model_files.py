@@ -13,6 +13,7 @@ from torch import Tensor
 from pytorch_quantizer.atomic import require_writable
 from pytorch_quantizer.errors import InputError
 from pytorch_quantizer.evaluation import file_bytes, file_label, latency_by_batch
+from pytorch_quantizer.evaluation.latency import PARTLY
 from pytorch_quantizer.export.checkpoint import save
 from pytorch_quantizer.export.onnx import NEEDED, export_onnx
 from pytorch_quantizer.export.onnx_packages import package
@@ -20,8 +21,6 @@ from pytorch_quantizer.export.onnx_runtime import OnnxRuntimeModel, operator_rep
 from pytorch_quantizer.export.onnx_types import check_weight_type
 from pytorch_quantizer.graph.quantized_model import QuantizedModel
 from pytorch_quantizer.quantization.recipe import Recipe
-
-PARTLY = "partly integer"
 
 
 class Written(NamedTuple):

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from pytorch_quantizer.evaluation.latency import PARTLY
 from pytorch_quantizer.experiments.reproduce import Row, Table, Timing
 
 RATES = {"top1": "accuracy", "precision": "precision", "recall": "recall", "f1": "F1"}
@@ -90,7 +91,7 @@ def heading(timing: Timing) -> str:
 def runs_as(rates: Measured) -> str:
     """What computes a row and in which numbers, with what of it stays in float."""
     left = rates["floats"]
-    how = "partly integer" if left and rates["execution"] == "integer" else rates["execution"]
+    how = PARTLY if left and rates["execution"] == "integer" else rates["execution"]
     named = ", ".join(left[:NAMED])
     partly = f"; {named} in float" if left else ""
     if left[NAMED:]:
